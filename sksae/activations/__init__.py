@@ -1,0 +1,1 @@
+"""Hidden states of transformers, and the rows they come from."""
