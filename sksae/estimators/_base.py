@@ -1,0 +1,600 @@
+"""BaseSAE: everything that the sparse autoencoders share as scikit-learn estimators."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import inspect
+from abc import ABCMeta, abstractmethod
+
+import numpy as np
+import torch
+from scipy import sparse
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from .._device import resolve_device
+from .._sklearn import fit_context, output_container
+from ..activations._rows import rows_frame, rows_of, with_rows
+from ..losses import SAELoss, resolve_criterion
+from ..training import RowBatches, SAENet
+from ..training._data import InputStatistics
+from . import _parameters as parameters
+from ._input import CSRBuilder, check_codes, check_input, split_rows, to_array
+
+# Largest dense block of codes that transform holds at a time.
+_BLOCK_BYTES = 64 * 2**20
+_DIAGNOSTIC_ROWS = 8192
+
+
+class BaseSAE(
+    ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, metaclass=ABCMeta
+):
+    """Base class of the sparse autoencoders.
+
+    A sparse autoencoder writes each row of ``X`` as a sparse combination of dictionary
+    rows: ``codes = transform(X)``, ``X ~ codes @ components_ + decoder_bias_``.
+
+    A variant adds its parameters, a module and its loss terms: it defines ``__init__``
+    (own parameters, then ``**shared``), ``_parameter_constraints``, `_module` and, if it
+    has penalties, `_loss_terms`.
+
+    Parameters
+    ----------
+    nb_concepts : int, default=1024
+        Number of dictionary rows. Above ``n_features`` the dictionary is overcomplete.
+    encoder_module : str, torch.nn.Module or None, default=None
+        Encoder from vectors to ``(pre_codes, codes)``: the name of one registered with
+        overcomplete ("linear", "mlp_ln_1", ...) or a module, which is copied. None is a
+        linear layer with ReLU that starts as the dictionary's transpose. All of them see
+        the input minus the decoder bias.
+    dictionary_params : dict or None, default=None
+        Arguments of overcomplete's dictionary layer: ``normalization`` ("l2" by default),
+        ``initializer`` of shape (nb_concepts, n_features), ``use_multiplier``. With
+        another normalisation or a multiplier, rows of ``components_`` need not have unit
+        norm.
+    criterion : str, SAELossClasses, class or callable, default="mse"
+        The reconstruction loss: "mse", "dead_neurons_reanimation", a member of
+        `sksae.losses.SAELossClasses`, a class to instantiate without arguments, or a
+        callable ``(x, x_hat, pre_codes, codes, dictionary)``. Its tensors are in scaled
+        units, see `sksae.losses`. The variant's own terms are added to it.
+    nb_epochs : int, default=20
+        Passes over the rows.
+    batch_size : int, default=1024
+        Rows per step.
+    lr : float or "auto", default="auto"
+        Learning rate. "auto" is 1e-3.
+    optimizer_class : class or callable or None, default=None
+        Called with the parameters, ``lr=`` and ``optimizer_params``. None is
+        ``torch.optim.Adam``.
+    optimizer_params : dict or None, default=None
+        Further arguments of the optimizer.
+    scheduler_class : class, callable, "auto" or None, default="auto"
+        Learning-rate scheduler, called with the optimizer and ``scheduler_params`` and
+        stepped after each batch. None and "auto" keep the rate constant.
+    scheduler_params : dict or None, default=None
+        Further arguments of the scheduler.
+    clip_grad : float or None, default=None
+        Largest norm of the gradient of all parameters together.
+    use_amp : bool, "bf16" or "fp16", default=False
+        Half precision in the forward pass of training: True and "bf16" for bfloat16,
+        "fp16" for float16 with a loss scaler. Weights and optimizer stay in full
+        precision.
+    max_nan_fallbacks : int, default=5
+        With ``use_amp``: a batch whose loss is not finite is recomputed in full
+        precision; after this many of them the rest of the epoch runs in full precision.
+    monitoring : int or None, default=None
+        Write loss, L0 and learning rate into ``history_`` every that many steps.
+    verbose : int, default=0
+        1 shows a progress bar.
+    validation_fraction : float or None, default=None
+        Share of the rows held out, whole texts where ``X`` knows its texts. The history
+        then has ``valid_loss``, and its ``explained_variance`` and ``l0`` are those of
+        the held-out rows.
+    callbacks : list or None, default=None
+        skorch callbacks. A callback that ends training by raising KeyboardInterrupt in
+        its own method, as skorch's EarlyStopping does, ends the fit normally.
+    warm_start : bool, default=False
+        Continue from the last fit instead of starting anew.
+    device : str or torch.device, default="auto"
+        Where to train and encode. "auto" is CUDA where there is a CUDA device.
+    backend : {"auto", "reference"}, default="auto"
+        Kernels of the training step. "reference" is plain torch.
+    sparse_output : bool, default=True
+        Whether `transform` gives CSR or an ndarray.
+    random_state : int, RandomState instance or None, default=None
+        An int makes a fit repeatable, bit by bit on one CPU. The global generators of
+        torch are left as they were, and numpy's too unless this is None.
+
+    Attributes
+    ----------
+    components_ : ndarray of shape (nb_concepts, n_features)
+        The dictionary; rows have unit Euclidean norm.
+    decoder_bias_ : ndarray of shape (n_features,)
+        Subtracted before encoding, added after decoding. In input units.
+    n_features_in_ : int
+    feature_names_in_ : ndarray of str
+        Where ``X`` had names.
+    net_ : sksae.training.SAENet
+        The skorch net.
+    module_ : torch.nn.Module
+        Its module, a subclass of the overcomplete class of this variant.
+    history_ : skorch.history.History
+        One entry per epoch: train_loss, valid_loss (NaN without held-out rows),
+        explained_variance, l0, dead_fraction, dur (seconds).
+    n_iter_ : int
+        Epochs begun since the last start.
+    n_steps_ : int
+        Optimizer steps since the last start.
+    l0_ : float
+        Mean number of active concepts per row, measured after training on up to 8,192
+        training rows.
+    dead_fraction_ : float
+        Share of the concepts that did not fire in the last ``n_samples`` training rows.
+    backend_ : str
+        The kernels that ran, and why.
+    """
+
+    has_differentiable_concept_encoder = True
+    has_differentiable_concept_decoder = True
+
+    _parameter_constraints: dict = parameters.SHARED_CONSTRAINTS
+
+    def __init__(
+        self,
+        nb_concepts=1024,
+        *,
+        encoder_module=None,
+        dictionary_params=None,
+        criterion="mse",
+        nb_epochs=20,
+        batch_size=1024,
+        lr="auto",
+        optimizer_class=None,
+        optimizer_params=None,
+        scheduler_class="auto",
+        scheduler_params=None,
+        clip_grad=None,
+        use_amp=False,
+        max_nan_fallbacks=5,
+        monitoring=None,
+        verbose=0,
+        validation_fraction=None,
+        callbacks=None,
+        warm_start=False,
+        device="auto",
+        backend="auto",
+        sparse_output=True,
+        random_state=None,
+    ):
+        self.nb_concepts = nb_concepts
+        self.encoder_module = encoder_module
+        self.dictionary_params = dictionary_params
+        self.criterion = criterion
+        self.nb_epochs = nb_epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.optimizer_class = optimizer_class
+        self.optimizer_params = optimizer_params
+        self.scheduler_class = scheduler_class
+        self.scheduler_params = scheduler_params
+        self.clip_grad = clip_grad
+        self.use_amp = use_amp
+        self.max_nan_fallbacks = max_nan_fallbacks
+        self.monitoring = monitoring
+        self.verbose = verbose
+        self.validation_fraction = validation_fraction
+        self.callbacks = callbacks
+        self.warm_start = warm_start
+        self.device = device
+        self.backend = backend
+        self.sparse_output = sparse_output
+        self.random_state = random_state
+
+    def __init_subclass__(cls, **kwargs):
+        """Spell out ``**shared`` in the signature, for scikit-learn and for completion."""
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            _spell_out_shared(cls)
+
+    # -- what a variant defines -----------------------------------------------------
+
+    @abstractmethod
+    def _module(self):
+        """Give the module's class and its own parameters, as ``(class, dict)``."""
+
+    def _loss_terms(self):
+        """Give ``[(coefficient, term), ...]`` to add to the criterion, see `SAELoss`."""
+        return []
+
+    def _check_parameters(self):
+        """Check what single constraints cannot; a variant extends it."""
+
+    # -- fitting --------------------------------------------------------------------
+
+    @fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y=None):
+        """Train on the rows of X.
+
+        Parameters
+        ----------
+        X : array-like, sparse matrix or torch.Tensor of shape (n_samples, n_features)
+            float64 is trained in float64, everything else in float32 (integers in
+            float64).
+        y : object
+            Ignored, whatever its length.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            For invalid parameters or data.
+        FloatingPointError
+            If the loss is not finite.
+        """
+        continued = self.warm_start and self.__sklearn_is_fitted__()
+        return self._fit(X, epochs=self.nb_epochs, continued=continued)
+
+    @fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X, y=None):
+        """Train for one pass over X, continuing from where the last call ended.
+
+        The first call sets the input scale and the decoder bias from its rows. Weights,
+        optimizer state and silence counters are kept.
+
+        Parameters
+        ----------
+        X : array-like, sparse matrix or torch.Tensor of shape (n_samples, n_features)
+        y : object
+            Ignored.
+
+        Returns
+        -------
+        self
+        """
+        return self._fit(X, epochs=1, continued=self.__sklearn_is_fitted__())
+
+    def _fit(self, X, *, epochs, continued):
+        self._check_parameters()
+        parameters.check_encoder_name(self)
+        device = resolve_device(self.device, type(self).__name__)
+        rows = rows_of(X)
+        X = check_input(self, X, reset=not continued, min_samples=1 if continued else 2)
+        seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
+        forked = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=forked, device_type="cuda"):
+            torch.manual_seed(seed)
+            X_train, X_valid = self._split(X, rows, seed)
+            if continued:
+                self._resume(epochs)
+                data = RowBatches(X_train, self._device, self.net_.dtype)
+            else:
+                dtype = torch.float64 if X.dtype == np.float64 else torch.float32
+                data = RowBatches(X_train, device, dtype)
+                self.net_ = self._start(data, epochs, seed)
+            if X_valid is not None:
+                self.net_.valid_data = RowBatches(X_valid, data.device, data.dtype)
+            self._train(data, continued)
+        return self
+
+    def _split(self, X, rows, seed):
+        if self.validation_fraction is None:
+            return X, None
+        train, valid = split_rows(
+            X.shape[0],
+            None if rows is None else rows.groups,
+            self.validation_fraction,
+            seed,
+            type(self).__name__,
+        )
+        return X[train], X[valid]
+
+    def _start(self, data, epochs, seed):
+        """Build the net, its module's units set from the data."""
+        statistics = InputStatistics.of(data)
+        parameters.check_dictionary_params(self, len(statistics.mean))
+        net = self._make_net(len(statistics.mean), data, epochs, seed).initialize()
+        parameters.check_encoder_output(self, net.module_)
+        net.module_.set_units(statistics.mean.to(data.device, data.dtype), statistics.scale)
+        return net
+
+    def _make_net(self, n_features, data, epochs, seed):
+        module_class, own = self._module()
+        return SAENet(
+            module_class,
+            SAELoss,
+            module__n_features=n_features,
+            module__nb_concepts=self.nb_concepts,
+            module__encoder_module=self.encoder_module,
+            module__dictionary_params=self.dictionary_params,
+            **{f"module__{name}": value for name, value in own.items()},
+            criterion__reconstruction=resolve_criterion(self.criterion, type(self).__name__),
+            criterion__terms=self._loss_terms(),
+            optimizer=self._optimizer(),
+            scheduler=parameters.make_scheduler(self),
+            dtype=data.dtype,
+            device=str(data.device),
+            seed=seed,
+            max_epochs=epochs,
+            **self._loop_parameters(),
+        )
+
+    def _loop_parameters(self):
+        """Give the net's parameters that may change between continued fits."""
+        return {
+            "lr": parameters.DEFAULT_LR if self.lr == "auto" else self.lr,
+            "batch_size": self.batch_size,
+            "clip_grad": self.clip_grad,
+            "amp_dtype": parameters.AMP_DTYPES[self.use_amp],
+            "max_nan_fallbacks": self.max_nan_fallbacks,
+            "monitoring": self.monitoring,
+            "verbose": self.verbose,
+            "callbacks": copy.deepcopy(self.callbacks),
+        }
+
+    def _optimizer(self):
+        if self.optimizer_class is None:
+            return functools.partial(torch.optim.Adam, fused=True, **(self.optimizer_params or {}))
+        return functools.partial(self.optimizer_class, **(self.optimizer_params or {}))
+
+    def _resume(self, epochs):
+        """Carry on with the fitted net, under the loop parameters as they are now."""
+        if self.nb_concepts != self._n_features_out:
+            raise ValueError(
+                f"nb_concepts={self.nb_concepts}, but this {type(self).__name__} was fitted with "
+                f"{self._n_features_out}. Set warm_start=False and call fit to start anew."
+            )
+        for name, value in self._loop_parameters().items():
+            setattr(self.net_, name, value)
+        self.net_.max_epochs = epochs
+        self.net_.initialize_callbacks()
+        if self.net_.optimizer_scheduler_ is None:
+            for group in self.net_.optimizer_.param_groups:
+                group["lr"] = self.net_.lr
+
+    def _train(self, data, continued):
+        try:
+            self.net_.partial_fit(data)
+        except KeyboardInterrupt:
+            self._finish(data)
+            raise
+        except BaseException:
+            if not continued:
+                del self.net_
+            raise
+        self._finish(data)
+
+    def _finish(self, data):
+        """Leave the module ready to encode and measure what the fit achieved."""
+        self.net_.valid_data = None
+        self.module_.eval()
+        self.n_iter_ = len(self.net_.history)
+        self.n_steps_ = self.net_.n_steps_
+        self.backend_ = f"reference (plain torch on {data.device}: the only backend)"
+        silent = self.module_.samples_since_fired >= len(data)
+        self.dead_fraction_ = float(silent.double().mean())
+        rows = data.take(torch.arange(0, len(data), max(1, len(data) // _DIAGNOSTIC_ROWS)))
+        n_active = sum(
+            int(torch.count_nonzero(self._codes(self.module_, block)))
+            for block in rows.split(self._block_rows(rows.element_size()))
+        )
+        self.l0_ = n_active / len(rows)
+
+    # -- codes ----------------------------------------------------------------------
+
+    def transform(self, X):
+        """Encode: give the activation of every concept in every row.
+
+        A row's codes do not depend on the other rows.
+
+        Parameters
+        ----------
+        X : array-like, sparse matrix or torch.Tensor of shape (n_samples, n_features)
+
+        Returns
+        -------
+        codes : CSR matrix or ndarray of shape (n_samples, nb_concepts)
+            In input units, float64 for float64 input and else float32. Carries the
+            ``.rows`` of ``X``, if it has them.
+        """
+        check_is_fitted(self)
+        rows = rows_of(X)
+        container = output_container(self)
+        if container != "default" and self.sparse_output:
+            raise ValueError(
+                f"{type(self).__name__} gives sparse codes, which {container} output does not "
+                "take. Set sparse_output=False, or set_output(transform='default')."
+            )
+        codes = self._encode_rows(check_input(self, X, reset=False))
+        if container == "pandas" and rows is not None:
+            return rows_frame(codes, rows)
+        return with_rows(codes, rows)
+
+    def _encode_rows(self, X):
+        module, data = self._reader(X)
+        out = CSRBuilder(self._n_features_out) if self.sparse_output else None
+        dense = None if out else np.empty((len(data), self._n_features_out), dtype=X.dtype)
+        start = 0
+        for block in data.blocks(self._block_rows(X.dtype.itemsize)):
+            codes = self._codes(module, block)
+            if out is not None:
+                out.add(codes)
+            else:
+                dense[start : start + len(codes)] = codes.cpu().numpy()
+            start += len(codes)
+        return dense if out is None else out.build()
+
+    @staticmethod
+    @torch.no_grad()
+    def _codes(module, x):
+        return module.encode(x)[1]
+
+    def _reader(self, X):
+        """Give the module in the precision of X, in evaluation mode, and X as batches."""
+        dtype = torch.float64 if X.dtype == np.float64 else torch.float32
+        module = self.module_.eval()
+        if module.decoder_bias.dtype != dtype:
+            module = copy.deepcopy(module).to(dtype)
+        return module, RowBatches(X, self._device, dtype)
+
+    def _block_rows(self, itemsize):
+        return max(1, _BLOCK_BYTES // (self._n_features_out * itemsize))
+
+    def inverse_transform(self, Z):
+        """Decode: ``Z @ components_ + decoder_bias_``.
+
+        Parameters
+        ----------
+        Z : array-like, sparse matrix or torch.Tensor of shape (n_samples, nb_concepts)
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+            float64 for float64 codes and else float32. Carries the ``.rows`` of ``Z``,
+            if it has them.
+        """
+        check_is_fitted(self)
+        rows = rows_of(Z)
+        Z = check_codes(self, Z, self._n_features_out)
+        X = Z @ self.components_.astype(Z.dtype, copy=False)
+        return with_rows(np.asarray(X) + self.decoder_bias_.astype(Z.dtype, copy=False), rows)
+
+    def score(self, X, y=None):
+        """Share of the variance of X that its reconstruction explains. Higher is better.
+
+        ``1 - sum (X - X_hat)^2 / sum (X - mean)^2``, the mean taken per feature and the
+        sums over all entries; see `sksae.metrics.explained_variance`.
+
+        Parameters
+        ----------
+        X : array-like, sparse matrix or torch.Tensor of shape (n_samples, n_features)
+        y : object
+            Ignored.
+
+        Returns
+        -------
+        float
+            For constant ``X``: 1 if it is reconstructed exactly, else 0.
+        """
+        check_is_fitted(self)
+        X = check_input(self, X, reset=False)
+        module, data = self._reader(X)
+        error = 0.0
+        with torch.no_grad():
+            for x in data.blocks(self._block_rows(X.dtype.itemsize)):
+                error += float((x - module(x)[-1]).square().sum(dtype=torch.float64))
+        total = InputStatistics.of(data).variance * X.shape[0] * X.shape[1]
+        if total == 0:
+            return 1.0 if error == 0 else 0.0
+        return 1 - error / total
+
+    # -- tensors --------------------------------------------------------------------
+
+    def encode(self, x):
+        """Encode a tensor, with gradients.
+
+        Parameters
+        ----------
+        x : torch.Tensor of shape (n, n_features)
+            On any device; the computation runs on the module's.
+
+        Returns
+        -------
+        torch.Tensor of shape (n, nb_concepts)
+            Codes in input units, on the device of ``x``.
+        """
+        check_is_fitted(self)
+        bias = self.module_.decoder_bias
+        return self.module_.eval().encode(x.to(bias.device, bias.dtype))[1].to(x.device)
+
+    def decode(self, z):
+        """Decode a tensor of codes, with gradients.
+
+        Parameters
+        ----------
+        z : torch.Tensor of shape (n, nb_concepts)
+
+        Returns
+        -------
+        torch.Tensor of shape (n, n_features)
+            On the device of ``z``.
+        """
+        check_is_fitted(self)
+        bias = self.module_.decoder_bias
+        return self.module_.eval().decode(z.to(bias.device, bias.dtype)).to(z.device)
+
+    def get_dictionary(self):
+        """Give the dictionary as a tensor of shape (nb_concepts, n_features)."""
+        check_is_fitted(self)
+        return self.module_.get_dictionary().detach()
+
+    # -- fitted attributes ----------------------------------------------------------
+
+    @property
+    def module_(self):
+        """The torch module."""
+        return self.net_.module_
+
+    @property
+    def history_(self):
+        """The skorch history."""
+        return self.net_.history
+
+    @property
+    def components_(self):
+        """The dictionary, shape (nb_concepts, n_features)."""
+        return _array(self.module_.get_dictionary())
+
+    @property
+    def decoder_bias_(self):
+        """The decoder bias in input units, shape (n_features,)."""
+        return _array(self.module_.decoder_bias * self.module_.input_scale)
+
+    @property
+    def _n_features_out(self):
+        return self.module_.nb_concepts
+
+    @property
+    def _device(self):
+        return self.module_.decoder_bias.device
+
+    def __sklearn_is_fitted__(self):
+        """Tell whether there is a trained module."""
+        return "net_" in vars(self)
+
+    def __sklearn_tags__(self):
+        """Give the scikit-learn tags."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+    def __reduce__(self):
+        """Pickle so that overcomplete's classes can be found when unpickling."""
+        from ..modules._overcomplete import rebuild_estimator
+
+        return rebuild_estimator, (type(self),), self.__getstate__()
+
+
+def _array(tensor):
+    return tensor.detach().cpu().numpy().copy()
+
+
+def _spell_out_shared(cls):
+    """Replace ``**shared`` in the signature of ``cls.__init__`` by the base's parameters."""
+    own = inspect.signature(cls.__init__)
+    kept = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    if len(kept) == len(own.parameters):
+        return
+    names = {p.name for p in kept}
+    inherited = inspect.signature(super(cls, cls).__init__).parameters.values()
+    shared = [
+        p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in inherited if p.name not in names
+    ]
+    shared = [p for p in shared if p.name != "self"]
+    cls.__init__.__signature__ = own.replace(parameters=kept + shared)

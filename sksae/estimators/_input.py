@@ -1,0 +1,110 @@
+"""From what a caller passes as X to the rows that training and encoding read."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy import sparse
+from sklearn.utils.validation import check_array, validate_data
+
+_DTYPES = [np.float64, np.float32]
+
+
+def to_array(X, owner: str):
+    """Turn tensors into arrays and half precision into float32; leave the rest alone.
+
+    Raises
+    ------
+    ValueError
+        For three dimensions or more, with the way to flatten them.
+    """
+    if isinstance(X, torch.Tensor):
+        X = X.detach()
+        X = (X.float() if X.dtype in (torch.float16, torch.bfloat16) else X).cpu().numpy()
+    if getattr(X, "ndim", 2) > 2:
+        raise ValueError(
+            f"{owner} expects X of shape (n_samples, n_features), got shape {tuple(X.shape)}. "
+            "Flatten it to one row per token: X.reshape(-1, X.shape[-1])."
+        )
+    if getattr(X, "dtype", None) == np.float16:
+        X = X.astype(np.float32)
+    return X
+
+
+def check_input(estimator, X, *, reset: bool, min_samples: int = 1):
+    """Validate X as scikit-learn does; give a float32 or float64 ndarray or CSR matrix."""
+    return validate_data(
+        estimator,
+        to_array(X, type(estimator).__name__),
+        reset=reset,
+        accept_sparse="csr",
+        dtype=_DTYPES,
+        ensure_min_samples=min_samples,
+    )
+
+
+def check_codes(estimator, Z, nb_concepts: int):
+    """Validate codes for `inverse_transform`; give an ndarray or CSR matrix."""
+    owner = type(estimator).__name__
+    Z = check_array(
+        to_array(Z, owner), accept_sparse="csr", dtype=_DTYPES, estimator=owner, input_name="Z"
+    )
+    if Z.shape[1] != nb_concepts:
+        raise ValueError(
+            f"Z has {Z.shape[1]} columns, but {owner} has {nb_concepts} concepts. Pass codes as "
+            "transform gives them, one column per concept."
+        )
+    return Z
+
+
+def split_rows(n_rows: int, groups: np.ndarray | None, fraction: float, seed: int, owner: str):
+    """Split row numbers into training and held-out ones, whole texts where they are known.
+
+    Returns
+    -------
+    train, valid : ndarray of int
+        In ascending order.
+    """
+    rng = np.random.RandomState(seed)
+    if groups is None or len(np.unique(groups)) < 2:
+        groups = np.arange(n_rows)
+    kinds = np.unique(groups)
+    n_valid = max(1, round(fraction * len(kinds)))
+    held_out = np.isin(groups, rng.permutation(kinds)[:n_valid])
+    train, valid = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    if len(train) < 2:
+        raise ValueError(
+            f"validation_fraction={fraction} leaves {len(train)} of {n_rows} rows to {owner} to "
+            "train on. Lower validation_fraction or pass more rows."
+        )
+    return train, valid
+
+
+class CSRBuilder:
+    """Collect blocks of codes into one CSR matrix with int32 indices where they fit."""
+
+    def __init__(self, n_columns: int) -> None:
+        self.n_columns = n_columns
+        self.counts: list[np.ndarray] = []
+        self.columns: list[np.ndarray] = []
+        self.values: list[np.ndarray] = []
+
+    def add(self, codes: torch.Tensor) -> None:
+        """Append the rows of a dense block (n, n_columns)."""
+        active = codes != 0
+        self.counts.append(active.sum(dim=1).cpu().numpy())
+        self.columns.append(active.nonzero()[:, 1].to(torch.int32).cpu().numpy())
+        self.values.append(codes[active].cpu().numpy())
+
+    def build(self) -> sparse.csr_matrix:
+        """Give the matrix of all the rows added."""
+        counts = np.concatenate(self.counts)
+        n_stored = int(counts.sum())
+        index = np.int32 if n_stored <= np.iinfo(np.int32).max else np.int64
+        indptr = np.zeros(len(counts) + 1, dtype=index)
+        np.cumsum(counts, out=indptr[1:])
+        columns = np.concatenate(self.columns).astype(index, copy=False)
+        values = np.concatenate(self.values)
+        return sparse.csr_matrix(
+            (values, columns, indptr), shape=(len(counts), self.n_columns), copy=False
+        )

@@ -1,0 +1,131 @@
+"""Constraints of the shared parameters, and the checks that need more than one of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import torch
+
+from .._sklearn import Interval, Options, StrOptions
+
+SHARED_CONSTRAINTS: dict[str, list[Any]] = {
+    "nb_concepts": [Interval(Integral, 1, None, closed="left")],
+    "encoder_module": [None, str, torch.nn.Module],
+    "dictionary_params": [None, dict],
+    "criterion": "no_validation",  # type: ignore[dict-item]
+    "nb_epochs": [Interval(Integral, 1, None, closed="left")],
+    "batch_size": [Interval(Integral, 1, None, closed="left")],
+    "lr": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
+    "optimizer_class": [None, callable],
+    "optimizer_params": [None, dict],
+    "scheduler_class": [None, StrOptions({"auto"}), callable],
+    "scheduler_params": [None, dict],
+    "clip_grad": [None, Interval(Real, 0, None, closed="neither")],
+    "use_amp": ["boolean", StrOptions({"bf16", "fp16"})],
+    "max_nan_fallbacks": [Interval(Integral, 0, None, closed="left")],
+    "monitoring": [None, Interval(Integral, 1, None, closed="left")],
+    "verbose": ["verbose"],
+    "validation_fraction": [None, Interval(Real, 0, 1, closed="neither")],
+    "callbacks": [None, list],
+    "warm_start": ["boolean"],
+    "device": [str, torch.device],
+    "backend": [StrOptions({"auto", "reference"})],
+    "sparse_output": ["boolean"],
+    "random_state": ["random_state"],
+}
+
+TOP_K = [Interval(Integral, 1, None, closed="left")]
+COEFFICIENT = [Interval(Real, 0, None, closed="left")]
+POSITIVE = [Interval(Real, 0, None, closed="neither")]
+MOMENTUM = [Interval(Real, 0, 1, closed="left")]
+
+AMP_DTYPES = {
+    False: None,
+    True: torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+DEFAULT_LR = 1e-3
+
+_DICTIONARY_KEYS = ("initializer", "normalization", "use_multiplier")
+
+
+def one_of(options: Iterable[str]) -> list[Any]:
+    """Give the constraint of a parameter that is one of some strings."""
+    return [Options(str, set(options))]
+
+
+def check_top_k(estimator) -> None:
+    """Refuse more active concepts than there are concepts."""
+    if estimator.top_k > estimator.nb_concepts:
+        raise ValueError(
+            f"top_k={estimator.top_k} exceeds nb_concepts={estimator.nb_concepts} in "
+            f"{type(estimator).__name__}. Lower top_k or raise nb_concepts."
+        )
+
+
+def check_encoder_name(estimator) -> None:
+    """Refuse the names of encoders that do not take vectors."""
+    from ..modules import VECTOR_ENCODERS, load_overcomplete_sae
+
+    name = estimator.encoder_module
+    if not isinstance(name, str):
+        return
+    registered = load_overcomplete_sae().EncoderFactory.list_modules()
+    if name not in registered or name.startswith(("resnet_", "attention_")):
+        raise ValueError(
+            f"The 'encoder_module' parameter of {type(estimator).__name__} must be None, a "
+            f"torch.nn.Module, or an encoder of vectors that is registered with overcomplete: "
+            f"{', '.join(VECTOR_ENCODERS)}. Got {name!r} instead."
+        )
+
+
+def check_dictionary_params(estimator, n_features: int) -> None:
+    """Refuse arguments that overcomplete's dictionary layer would not take."""
+    params = estimator.dictionary_params or {}
+    owner = f"The 'dictionary_params' parameter of {type(estimator).__name__}"
+    unknown = sorted(set(params) - set(_DICTIONARY_KEYS))
+    if unknown:
+        raise ValueError(
+            f"{owner} takes the keys {', '.join(_DICTIONARY_KEYS)}. Got {', '.join(unknown)}."
+        )
+    initializer = params.get("initializer")
+    expected = (estimator.nb_concepts, n_features)
+    if initializer is not None and np.shape(initializer) != expected:
+        raise ValueError(
+            f"{owner} must hold an 'initializer' of shape (nb_concepts, n_features) = {expected}. "
+            f"Got shape {np.shape(initializer)} instead."
+        )
+
+
+def check_encoder_output(estimator, module) -> None:
+    """Run the encoder on two rows and refuse what is not a pair of (2, nb_concepts)."""
+    rows = torch.zeros(2, len(module.decoder_bias)).to(module.decoder_bias)
+    expected = (2, module.nb_concepts)
+    got: Any
+    try:
+        with torch.no_grad():
+            out = module.eval().encoder(rows)
+        got = [tuple(o.shape) for o in out] if isinstance(out, tuple) else type(out).__name__
+    except (RuntimeError, AssertionError, ValueError, TypeError) as exc:
+        got, cause = f"{type(exc).__name__}: {exc}", exc
+    else:
+        cause = None
+    if got != [expected, expected]:
+        raise ValueError(
+            f"The 'encoder_module' of {type(estimator).__name__} must give a tuple (pre_codes, "
+            f"codes), each of shape (n, nb_concepts) = {expected}, for input of shape "
+            f"{tuple(rows.shape)}. Got {got}."
+        ) from cause
+
+
+def make_scheduler(estimator) -> functools.partial | None:
+    """Give the function from an optimizer to its learning-rate scheduler."""
+    if estimator.scheduler_class in (None, "auto"):
+        return None
+    return functools.partial(estimator.scheduler_class, **(estimator.scheduler_params or {}))

@@ -1,0 +1,153 @@
+"""What every SAE module adds to its overcomplete class: biases, units and a plain dictionary."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._overcomplete import overcomplete_sae
+
+# overcomplete's registered encoders that take vectors; the others take images or sequences.
+VECTOR_ENCODERS = ("identity", "linear", "mlp_ln_1", "mlp_ln_3", "mlp_bn_1", "mlp_bn_3")
+
+
+class Dictionary(overcomplete_sae.DictionaryLayer):
+    """The dictionary layer, as a pure function of its weights.
+
+    ``get_dictionary`` gives ``normalization(weights) * exp(multiplier)`` in training and
+    in evaluation alike and never writes: its gradient has no part along a row, codes
+    cannot be decoded with an old dictionary after ``load_state_dict``, and deep copies
+    work. `project_` writes the normalised rows back between steps.
+    """
+
+    def get_dictionary(self) -> Tensor:
+        """Give the dictionary, shape (nb_concepts, n_features)."""
+        return self.normalization(self._weights) * torch.exp(self.multiplier)
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Write the normalised rows into the weights."""
+        self._weights.copy_(self.normalization(self._weights))
+
+    def train(self, mode: bool = True) -> Dictionary:
+        """Switch the mode; there is no cached dictionary to refresh."""
+        nn.Module.train(self, mode)
+        return self
+
+
+class SAEModule:
+    """Mixin over an overcomplete SAE class that gives it units, biases and tied starts.
+
+    The module works on the scaled input ``u = x / input_scale``::
+
+        pre_codes, relu_codes = encoder(u - decoder_bias)
+        codes                 = sparsify(pre_codes, relu_codes)
+        u_hat                 = codes @ dictionary + decoder_bias
+
+    `encode`, `decode` and ``forward`` take and give input units; `encode_scaled` and
+    `forward_scaled`, which training uses, take and give scaled units.
+
+    Parameters
+    ----------
+    n_features : int
+        Width of the input.
+    nb_concepts : int
+        Number of dictionary rows.
+    encoder_module : str, torch.nn.Module, or None
+        As in overcomplete; a module is copied. None is one linear layer that starts as
+        the transpose of the dictionary.
+    dictionary_params : dict, or None
+        ``normalization``, ``initializer`` and ``use_multiplier`` of the dictionary layer.
+    **variant
+        Parameters of the overcomplete class.
+    """
+
+    input_scale: Tensor
+    samples_since_fired: Tensor
+    decoder_bias: nn.Parameter
+    encoder: nn.Module
+    dictionary: Dictionary
+
+    def __init__(
+        self,
+        n_features: int,
+        nb_concepts: int,
+        *,
+        encoder_module: str | nn.Module | None = None,
+        dictionary_params: dict[str, Any] | None = None,
+        **variant: Any,
+    ) -> None:
+        super().__init__(
+            n_features, nb_concepts, encoder_module=copy.deepcopy(encoder_module), **variant
+        )
+        self.dictionary = Dictionary(
+            n_features, nb_concepts, **_dictionary_arguments(dictionary_params)
+        )
+        self.dictionary.project_()
+        self.decoder_bias = nn.Parameter(torch.zeros(n_features))
+        self._buffer("input_scale", torch.ones(()))
+        self._buffer("samples_since_fired", torch.zeros(nb_concepts, dtype=torch.int64))
+        if encoder_module is None:
+            self._tie_encoder()
+
+    def _buffer(self, name: str, value: Tensor) -> None:
+        vars(self).pop(name, None)  # overcomplete's plain attribute of that name
+        self.register_buffer(name, value)  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def _tie_encoder(self) -> None:
+        """Start the linear encoder as the dictionary's transpose, with no bias."""
+        (linear,) = (m for m in self.encoder.modules() if isinstance(m, nn.Linear))
+        linear.weight.copy_(self.dictionary.get_dictionary())
+        linear.bias.zero_()
+
+    @torch.no_grad()
+    def set_units(self, bias: Tensor, scale: Tensor | float) -> None:
+        """Set the decoder bias (input units, shape (n_features,)) and the input scale."""
+        self.input_scale.fill_(scale)
+        self.decoder_bias.copy_(bias / self.input_scale)
+
+    def sparsify(self, pre_codes: Tensor, relu_codes: Tensor) -> Tensor:
+        """Choose the active codes, shape (n, nb_concepts); here all of the encoder's."""
+        return relu_codes
+
+    def encode_scaled(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Give ``(pre_codes, codes)``, each (n, nb_concepts), of scaled input (n, n_features)."""
+        pre_codes, relu_codes = self.encoder(u - self.decoder_bias)
+        return pre_codes, self.sparsify(pre_codes, relu_codes)
+
+    def forward_scaled(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Give ``(pre_codes, codes, u_hat)`` of scaled input."""
+        pre_codes, codes = self.encode_scaled(u)
+        return pre_codes, codes, self.dictionary(codes) + self.decoder_bias
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Give ``(pre_codes, codes)`` in input units."""
+        pre_codes, codes = self.encode_scaled(x / self.input_scale)
+        return pre_codes * self.input_scale, codes * self.input_scale
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Give the reconstruction (n, n_features) of codes (n, nb_concepts), in input units."""
+        return self.dictionary(z) + self.decoder_bias * self.input_scale
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Restore, after an optimiser step, what the step may have broken: unit norms."""
+        self.dictionary.project_()
+
+    @torch.no_grad()
+    def count_fired(self, codes: Tensor) -> None:
+        """Update for how many samples each concept has been silent."""
+        self.samples_since_fired += len(codes)
+        self.samples_since_fired.masked_fill_((codes != 0).any(dim=0), 0)
+
+
+def _dictionary_arguments(params: dict[str, Any] | None) -> dict[str, Any]:
+    params = dict(params or {})
+    if params.get("initializer") is not None:
+        params["initializer"] = torch.as_tensor(params["initializer"]).to(torch.get_default_dtype())
+        params["initializer"] = params["initializer"].detach().cpu().numpy()
+    return params

@@ -1,0 +1,314 @@
+"""The skorch net behind every SAE: its training step and its epoch loop.
+
+skorch's own loop reads the loss from the device after every batch, keeps a dictionary
+per batch and swallows Ctrl-C. Here an epoch's totals stay on the device until its end,
+batch entries are written only when ``monitoring`` or a callback asks for them, and
+Ctrl-C is raised again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+
+import torch
+from skorch import NeuralNet
+from skorch.callbacks import Callback, EpochTimer
+from skorch.dataset import unpack_data
+from skorch.utils import TeeGenerator
+
+from ..losses import check_loss
+from ._data import BatchIterator, RowBatches
+from ._progress import ProgressBar
+from ._totals import EpochTotals
+
+
+class _StopTraining(Exception):
+    """A callback asked for the end of training, as skorch's EarlyStopping does."""
+
+
+class SAENet(NeuralNet):
+    """A skorch net that trains an `SAEModule` to reconstruct its input.
+
+    Beside skorch's parameters it takes those below. ``predict`` gives reconstructions.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        As in ``skorch.NeuralNet``.
+    dtype : torch.dtype
+        Of the module and of the batches.
+    seed : int
+        Of the generator that shuffles the rows.
+    valid_data : RowBatches, optional
+        Held-out rows.
+    clip_grad : float, optional
+        Largest norm of the gradient of all parameters together.
+    amp_dtype : torch.dtype, optional
+        torch.bfloat16 or torch.float16: autocast, for float16 with a loss scaler.
+    max_nan_fallbacks : int
+        Batches of an epoch recomputed in full precision after a loss that is not finite,
+        before the rest of the epoch runs in full precision.
+    monitoring : int, optional
+        Write batch metrics into the history every ``monitoring`` steps.
+    scheduler : callable, optional
+        Optimizer -> learning-rate scheduler, stepped after each batch.
+    """
+
+    def __init__(
+        self,
+        *args,
+        dtype=torch.float32,
+        seed=0,
+        valid_data=None,
+        clip_grad=None,
+        amp_dtype=None,
+        max_nan_fallbacks=5,
+        monitoring=None,
+        scheduler=None,
+        **kwargs,
+    ):
+        self.dtype = dtype
+        self.seed = seed
+        self.valid_data = valid_data
+        self.clip_grad = clip_grad
+        self.amp_dtype = amp_dtype
+        self.max_nan_fallbacks = max_nan_fallbacks
+        self.monitoring = monitoring
+        self.scheduler = scheduler
+        super().__init__(*args, **kwargs)
+
+    # -- set-up ---------------------------------------------------------------------
+
+    @property
+    def _default_callbacks(self):
+        bar = [("progress_bar", ProgressBar())] if self.verbose else []
+        return [("epoch_timer", EpochTimer()), *bar]
+
+    def initialize_module(self):
+        """Build the module, in the net's precision."""
+        super().initialize_module()
+        self.module_.to(self.dtype)
+        return self
+
+    def initialize_optimizer(self, triggered_directly=None):
+        """Build the optimizer and what is stepped with it."""
+        super().initialize_optimizer(triggered_directly)
+        self.n_steps_ = 0
+        self.optimizer_scheduler_ = self.scheduler(self.optimizer_) if self.scheduler else None
+        uses_scaler = self.amp_dtype is torch.float16
+        device = torch.device(self.device).type
+        self.optimizer_scaler_ = torch.amp.GradScaler(device) if uses_scaler else None
+        return self
+
+    def get_dataset(self, X, y=None):
+        """Give the rows of ``X`` as `RowBatches`."""
+        return X if isinstance(X, RowBatches) else RowBatches(X, self._device(), self.dtype)
+
+    def get_split_datasets(self, X, y=None, **fit_params):
+        """Give the training rows and the held-out rows (or None)."""
+        return self.get_dataset(X), self.valid_data
+
+    def get_iterator(self, dataset, training=False):
+        """Give batches of rows: shuffled for training, else in order."""
+        generator = None
+        if training:
+            if not hasattr(self, "generator_"):
+                self.generator_ = torch.Generator().manual_seed(self.seed)
+            generator = self.generator_
+        return BatchIterator(dataset, self.batch_size, generator)
+
+    def _device(self):
+        return next(self.module_.parameters()).device
+
+    # -- epochs ---------------------------------------------------------------------
+
+    def partial_fit(self, X, y=None, classes=None, **fit_params):
+        """Train for ``max_epochs`` more epochs; Ctrl-C is raised again at the end."""
+        if not self.initialized_:
+            self.initialize()
+        self.notify("on_train_begin", X=X, y=y)
+        try:
+            with contextlib.suppress(_StopTraining):
+                self.fit_loop(X, y, **fit_params)
+        finally:
+            self.notify("on_train_end", X=X, y=y)
+        return self
+
+    def notify(self, method_name, **kwargs):
+        """Call the callbacks, telling their request to stop from a real Ctrl-C."""
+        try:
+            super().notify(method_name, **kwargs)
+        except KeyboardInterrupt as exc:
+            if _raised_by_callback(exc, self.callbacks_, method_name):
+                raise _StopTraining from None
+            raise
+
+    def run_single_epoch(self, iterator, training, prefix, step_fn, **fit_params):
+        """Run one pass over the batches and write its totals into the history."""
+        if iterator is None:
+            self.history.record(f"{prefix}_loss", float("nan"))
+            return
+        totals = EpochTotals(self.module_, self._device())
+        self._set_training(training)
+        self._nan_fallbacks, self._full_precision = 0, False
+        hooked = self._overridden_by_callbacks("on_batch_begin", "on_batch_end")
+        for batch in iterator:
+            if hooked:
+                self.notify("on_batch_begin", batch=batch, training=training)
+            step = step_fn(batch, **fit_params)
+            totals.add(step, batch[0] / self.module_.input_scale)
+            self._record_batch(step, batch, training, prefix, hooked)
+        self._record_epoch(totals, prefix, training)
+
+    def _record_batch(self, step, batch, training, prefix, hooked):
+        every = self.monitoring
+        monitored = training and every and self.n_steps_ % every == 0
+        if hooked or monitored:
+            if not hooked:
+                self.history.new_batch()
+            self.history.record_batch(f"{prefix}_loss", step["loss"].item())
+            self.history.record_batch(f"{prefix}_batch_size", len(batch[0]))
+        if monitored:
+            self.history.record_batch("step", self.n_steps_)
+            self.history.record_batch("l0", (step["codes"] != 0).sum(dim=1).float().mean().item())
+            self.history.record_batch("lr", self.optimizer_.param_groups[0]["lr"])
+        if hooked:
+            y_pred = step["y_pred"] * self.module_.input_scale
+            self.notify(
+                "on_batch_end", batch=batch, training=training, loss=step["loss"], y_pred=y_pred
+            )
+        for _, callback in self.callbacks_ if training else ():
+            if isinstance(callback, ProgressBar):
+                callback.update()
+
+    def _record_epoch(self, totals, prefix, training):
+        """Write the epoch keys; those of held-out rows replace those of training."""
+        values = totals.read(self.n_steps_ if training else None)
+        self.history.record(f"{prefix}_loss", values.loss)
+        self.history.record(f"{prefix}_batch_count", values.n_batches)
+        self.history.record("explained_variance", values.explained_variance)
+        self.history.record("l0", values.l0)
+        if training:
+            self.history.record("dead_fraction", values.dead_fraction)
+
+    def _overridden_by_callbacks(self, *names):
+        return any(
+            getattr(type(callback), name) is not getattr(Callback, name)
+            for _, callback in self.callbacks_
+            for name in names
+        )
+
+    # -- steps ----------------------------------------------------------------------
+
+    def train_step(self, batch, **fit_params):
+        """Take one optimisation step; give loss, codes and reconstruction (scaled units)."""
+        done = {}
+
+        def closure():
+            self._zero_grad_optimizer()
+            done.update(self.train_step_single(batch, **fit_params))
+            self._finish_gradients(batch)
+            return done["loss"]
+
+        if self.optimizer_scaler_ is None:
+            self.optimizer_.step(closure)
+        else:
+            closure()
+            self.optimizer_scaler_.step(self.optimizer_)
+            self.optimizer_scaler_.update()
+        self.module_.after_step()
+        self.module_.count_fired(done["codes"])
+        if self.optimizer_scheduler_ is not None:
+            self.optimizer_scheduler_.step()
+        self.n_steps_ += 1
+        return done
+
+    def train_step_single(self, batch, **fit_params):
+        """Compute loss and gradients of one batch, in full precision if half precision fails."""
+        x, _ = unpack_data(batch)
+        u = x / self.module_.input_scale
+        half = self.amp_dtype is not None and not self._full_precision
+        step = self._forward(u, self.amp_dtype if half else None)
+        if half and not torch.isfinite(step["loss"]):
+            step = self._forward(u, None)
+            self._count_nan_fallback()
+        if self.optimizer_scaler_ is None:
+            step["loss"].backward()
+        else:
+            self.optimizer_scaler_.scale(step["loss"]).backward()
+        return {key: value.detach() for key, value in step.items()}
+
+    def validation_step(self, batch, **fit_params):
+        """Compute loss, codes and reconstruction of one held-out batch."""
+        x, _ = unpack_data(batch)
+        with torch.no_grad():
+            return self._forward(x / self.module_.input_scale, None)
+
+    def evaluation_step(self, batch, training=False):
+        """Give the reconstruction of one batch, in input units."""
+        self.check_is_fitted()
+        x, _ = unpack_data(batch)
+        with torch.set_grad_enabled(training):
+            self._set_training(training)
+            return self.module_(x)[-1]
+
+    def _forward(self, u, autocast_dtype):
+        with torch.autocast(u.device.type, autocast_dtype, enabled=autocast_dtype is not None):
+            pre_codes, codes, u_hat = self.module_.forward_scaled(u)
+            loss = self.criterion_(self.module_, u, u_hat, pre_codes, codes)
+        return {"loss": check_loss(loss), "codes": codes, "y_pred": u_hat}
+
+    def _count_nan_fallback(self):
+        self._nan_fallbacks += 1
+        if self._nan_fallbacks >= self.max_nan_fallbacks and not self._full_precision:
+            self._full_precision = True
+            warnings.warn(
+                f"The loss was not finite in half precision for {self._nan_fallbacks} batches of "
+                "this epoch; the rest of it runs in full precision. Set use_amp=False, or "
+                "lower lr.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def _finish_gradients(self, batch):
+        if self.optimizer_scaler_ is not None:
+            self.optimizer_scaler_.unscale_(self.optimizer_)
+        if self.clip_grad is not None:
+            torch.nn.utils.clip_grad_norm_(self.module_.parameters(), self.clip_grad)
+        if self._overridden_by_callbacks("on_grad_computed"):
+            self.notify(
+                "on_grad_computed",
+                named_parameters=TeeGenerator(self.get_all_learnable_params()),
+                batch=batch,
+                training=True,
+            )
+
+    # -- pickling -------------------------------------------------------------------
+
+    def __getstate__(self):
+        state = super().__getstate__()
+        state["valid_data"] = None  # the caller's rows do not belong into a pickle
+        if "generator_" in state:
+            state["generator_"] = state["generator_"].get_state()
+        return state
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        if "generator_" in vars(self):
+            generator = torch.Generator()
+            generator.set_state(self.generator_)
+            vars(self)["generator_"] = generator
+
+
+def _raised_by_callback(exc, callbacks, method_name):
+    """Tell whether the innermost frame of a traceback is a callback's own method.
+
+    skorch's callbacks end training by raising KeyboardInterrupt there; a Ctrl-C lands,
+    but for a vanishing window, in some other frame.
+    """
+    traceback = exc.__traceback__
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    codes = [getattr(type(cb), method_name).__code__ for _, cb in callbacks]
+    return traceback.tb_frame.f_code in codes

@@ -1,0 +1,95 @@
+"""Sums over the batches of an epoch, kept on the device until its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class EpochValues:
+    """The numbers of one pass: means over its rows, ``explained_variance`` of its rows."""
+
+    loss: float
+    n_batches: int
+    explained_variance: float
+    l0: float
+    dead_fraction: float
+
+
+class EpochTotals:
+    """Accumulate loss, squared error, variance and activity without reading the device.
+
+    Parameters
+    ----------
+    module : SAEModule
+    device : torch.device
+    """
+
+    def __init__(self, module, device: torch.device) -> None:
+        self.module = module
+        self.n_rows = self.n_batches = 0
+        zero = torch.zeros((), dtype=torch.float64, device=device)
+        self.loss, self.error, self.active = zero.clone(), zero.clone(), zero.clone()
+        self.first_bad = torch.full((), -1, dtype=torch.int64, device=device)
+        n_features = module.decoder_bias.shape[0]
+        self.sum = torch.zeros(n_features, dtype=torch.float64, device=device)
+        self.sum_squares = torch.zeros(n_features, dtype=torch.float64, device=device)
+
+    @torch.no_grad()
+    def add(self, step: dict[str, Tensor], u: Tensor) -> None:
+        """Add a batch: its loss, codes and reconstruction, and its scaled input."""
+        n = len(u)
+        loss = step["loss"].double()
+        self.loss += n * loss
+        self.error += (u - step["y_pred"]).square().sum()
+        self.active += torch.count_nonzero(step["codes"])
+        if self.n_batches == 0:
+            # Near the mean, so that the difference of the two sums keeps its digits.
+            self.shift = u.mean(dim=0)
+        deviation = u - self.shift
+        self.sum += deviation.sum(dim=0)
+        self.sum_squares += deviation.square().sum(dim=0)
+        bad = ~torch.isfinite(loss) & (self.first_bad < 0)
+        self.first_bad = torch.where(bad, self.n_batches, self.first_bad)
+        self.n_rows += n
+        self.n_batches += 1
+
+    def read(self, n_steps: int | None = None) -> EpochValues:
+        """Read the totals from the device.
+
+        Parameters
+        ----------
+        n_steps : int, optional
+            Steps taken at the end of the pass, if it was one of training.
+
+        Raises
+        ------
+        FloatingPointError
+            If a training loss was not finite, with its step.
+        """
+        n = self.n_rows
+        first_bad = int(self.first_bad)
+        if n_steps is not None and first_bad >= 0:
+            raise FloatingPointError(
+                f"The loss was not finite at training step {n_steps - self.n_batches + first_bad}."
+                " Likely causes: a learning rate that is too high (lower lr or set clip_grad), "
+                "a criterion that divides by zero, or rows of extreme norm in X."
+            )
+        total = float((self.sum_squares - self.sum.square() / n).sum())
+        dead = self.module.samples_since_fired >= n
+        return EpochValues(
+            loss=float(self.loss) / n,
+            n_batches=self.n_batches,
+            explained_variance=_explained(float(self.error), total),
+            l0=float(self.active) / n,
+            dead_fraction=float(dead.double().mean()),
+        )
+
+
+def _explained(error: float, total: float) -> float:
+    if total > 0:
+        return 1 - error / total
+    return 1.0 if error == 0 else 0.0
