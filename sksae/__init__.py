@@ -1,8 +1,26 @@
 """Sparse autoencoders on transformer activations, as scikit-learn estimators."""
 
-from . import datasets, losses, metrics
-from .estimators import BaseSAE, TopKSAE
+from . import activations, datasets, interpretation, losses, metrics
+from .activations import ConceptPooler, Extractor, KeepRows, TransformerActivationExtractor
+from .estimators import BaseSAE, BatchTopKSAE, JumpReLUSAE, TopKSAE, VanillaSAE
+from .interpretation import TopKInputs
 
 __version__ = "0.1.0"
 
-__all__ = ["BaseSAE", "TopKSAE", "datasets", "losses", "metrics"]
+__all__ = [
+    "BaseSAE",
+    "BatchTopKSAE",
+    "ConceptPooler",
+    "Extractor",
+    "JumpReLUSAE",
+    "KeepRows",
+    "TopKInputs",
+    "TopKSAE",
+    "TransformerActivationExtractor",
+    "VanillaSAE",
+    "activations",
+    "datasets",
+    "interpretation",
+    "losses",
+    "metrics",
+]

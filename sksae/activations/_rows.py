@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from .._sklearn import wants_sparse_arrays
+from .._sklearn import output_container, wants_sparse_arrays
 
 FRAME_LEVELS = ("text", "start", "end")
 _FRAME_TEXTS = "sksae_texts"
@@ -189,7 +189,7 @@ def _take_rows(rows: Rows, row_key: Any, column_key: Any = slice(None)) -> Rows 
     if picked.size == 0 and picked.dtype.kind == "f":
         picked = picked.astype(np.intp)
     if picked.ndim == 0:
-        return rows[picked.reshape(1)]
+        return None if picked.dtype.kind == "b" else rows[picked.reshape(1)]
     if picked.ndim == 1 and not fancy_column:
         return rows[picked]
     if picked.ndim == 2 and picked.shape[1] == 1 and np.ndim(column_key) == 2:
@@ -215,13 +215,27 @@ _WRITES_FIRST_ARGUMENT = {
 }
 
 
-# Arrays with rows that are alive, by identity: a write through one view of a block of
+# Matrices with rows that are alive, by identity: a write through one view of a block of
 # memory (as Generator.shuffle does) must reach the rows of every other view of it.
-_LIVE: weakref.WeakValueDictionary[int, RowsArray] = weakref.WeakValueDictionary()
+_LIVE: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+
+def _drop_rows_over(memory: np.ndarray) -> None:
+    for matrix in [reference() for reference in _LIVE.valuerefs()]:
+        if matrix is not None and np.may_share_memory(memory, _memory(matrix)):
+            matrix._rows = None
+
+
+def _memory(matrix) -> np.ndarray:
+    return matrix.data if sparse.issparse(matrix) else matrix
 
 
 class RowsArray(np.ndarray):
-    """An ndarray that carries the `Rows` of its first axis in ``.rows``."""
+    """An ndarray that carries the `Rows` of its first axis in ``.rows``.
+
+    A write that reaches the memory behind its back, through a plain array over the same
+    memory or through ``X.flat[...]``, cannot be seen and leaves the rows as they were.
+    """
 
     _rows: Rows | None
 
@@ -235,9 +249,7 @@ class RowsArray(np.ndarray):
         return self
 
     def _values_written(self):
-        for array in list(_LIVE.values()):
-            if np.may_share_memory(self, array):
-                array._rows = None
+        _drop_rows_over(self)
 
     @property
     def rows(self) -> Rows | None:
@@ -261,7 +273,7 @@ class RowsArray(np.ndarray):
         if out is not None:
             kwargs["out"] = tuple(np.asarray(o) if isinstance(o, RowsArray) else o for o in out)
         result = getattr(ufunc, method)(*plain, **kwargs)
-        rows = _rows_of_scaling(ufunc, method, inputs)
+        rows = _rows_of_scaling(ufunc, method, inputs) if "where" not in kwargs else None
         if out is None:
             if method == "at" and isinstance(inputs[0], RowsArray):
                 inputs[0]._values_written()
@@ -274,10 +286,10 @@ class RowsArray(np.ndarray):
 
     def __array_function__(self, func, types, args, kwargs):
         result = super().__array_function__(func, types, args, kwargs)
-        written = [kwargs.get("out")] + (list(args[:1]) if func in _WRITES_FIRST_ARGUMENT else [])
-        for target in written:
-            if isinstance(target, RowsArray):
-                target._values_written()
+        written = [kwargs.get("out"), *(a for a in args if a is result)]
+        if func in _WRITES_FIRST_ARGUMENT:
+            written += [*args[:1], *kwargs.values()]
+        _mark_written(*written)
         return result
 
     def _keep(self, out):
@@ -318,10 +330,48 @@ class RowsArray(np.ndarray):
         super().put(*args, **kwargs)
         self._values_written()
 
-    def resize(self, *args, **kwargs):
-        """Change the shape in place; drops the rows."""
-        super().resize(*args, **kwargs)
+    def setfield(self, *args, **kwargs):
+        """Write into a field of each value; drops the rows."""
+        super().setfield(*args, **kwargs)
         self._values_written()
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        if name == "flat":
+            self._values_written()
+
+    # These write into out= without going through a ufunc.
+
+    def take(self, indices, axis=None, out=None, mode="raise"):
+        """Take values along an axis; without rows."""
+        result = super().take(indices, axis, out, mode)
+        _mark_written(out)
+        return result
+
+    def compress(self, condition, axis=None, out=None):
+        """Select slices along an axis; without rows."""
+        result = super().compress(condition, axis, out)
+        _mark_written(out)
+        return result
+
+    def choose(self, choices, out=None, mode="raise"):
+        """Choose among arrays; without rows."""
+        result = super().choose(choices, out, mode)
+        _mark_written(out)
+        return result
+
+    def dot(self, other, out=None):
+        """Multiply matrices; without rows."""
+        result = super().dot(other, out) if out is not None else super().dot(other)
+        _mark_written(out)
+        return result
+
+
+def _mark_written(*targets) -> None:
+    """Drop the rows of the arrays among ``targets``, whose values were overwritten."""
+    for target in targets:
+        if isinstance(target, RowsArray):
+            target._values_written()
 
 
 def _rows_of_scaling(ufunc, method, inputs) -> Rows | None:
@@ -344,6 +394,7 @@ class _RowsSparse:
     """What the two CSR classes share; ``_rows`` is None unless an operation keeps it."""
 
     _rows: Rows | None = None
+    data: np.ndarray
     shape: tuple[int, ...]
 
     @property
@@ -353,7 +404,22 @@ class _RowsSparse:
 
     def _set_rows(self, rows):
         self._rows = rows
+        if rows is not None:
+            _LIVE[id(self)] = self
         return self
+
+    def __setattr__(self, name, value):
+        # scikit-learn's inplace_swap_row, for one, moves rows by assigning new buffers.
+        old = self.__dict__.get(name)
+        if name in ("data", "indices", "indptr") and old is not None and value is not old:
+            self._rows = None
+        super().__setattr__(name, value)
+
+    def prune(self):
+        """Release unused memory; the rows are kept."""
+        rows = self._rows
+        super().prune()  # type: ignore[misc]
+        self._rows = rows
 
     def _keep(self, out):
         keeps = isinstance(out, _RowsSparse) and out is not self
@@ -366,6 +432,7 @@ class _RowsSparse:
         return out
 
     def __setitem__(self, key, value):
+        _drop_rows_over(self.data)
         super().__setitem__(key, value)  # type: ignore[misc]
         self._rows = None
 
@@ -467,7 +534,7 @@ def rows_of(X) -> Rows | None:
 
 
 def rows_frame(X, rows: Rows):
-    """Put a dense matrix into a pandas frame indexed by (text, start, end).
+    """Put a dense matrix or a pandas frame into a pandas frame indexed by (text, start, end).
 
     The texts travel in the frame's ``attrs``, so that later steps can name the rows.
     The strings of special tokens do not.
@@ -475,17 +542,45 @@ def rows_frame(X, rows: Rows):
     import pandas as pd
 
     index = pd.MultiIndex.from_arrays([rows.text, rows.start, rows.end], names=FRAME_LEVELS)
-    frame = pd.DataFrame(np.asarray(X), index=index)
+    is_frame = isinstance(X, pd.DataFrame)
+    frame = X.set_axis(index) if is_frame else pd.DataFrame(np.asarray(X), index=index)
     if rows.texts is not None:
         frame.attrs[_FRAME_TEXTS] = rows.texts
     return frame
 
 
+def check_frame_output(X, estimator) -> str:
+    """Name the container that ``set_output`` asks for, refusing sparse codes in a frame.
+
+    Raises
+    ------
+    ValueError
+        If ``X`` is sparse and the container is not "default".
+    """
+    container = output_container(estimator)
+    if sparse.issparse(X) and container != "default":
+        raise ValueError(
+            f"{type(estimator).__name__} got sparse codes but set_output asks for {container}. "
+            "Set sparse_output=False on the SAE, or set_output(transform='default') on "
+            f"{type(estimator).__name__}."
+        )
+    return container
+
+
 WAYS_TO_ROWS = (
     "Give it the output of a TransformerActivationExtractor or of an SAE after one; wrap a "
-    "scikit-learn step in between in KeepRows(...); or pass units= (one string per row) or "
-    "groups= (the text's index of each row)."
+    "scikit-learn step in between in KeepRows(...); or pass {}."
 )
+
+
+_ROW_PARAMETERS = {
+    "units": "units= (one string per row)",
+    "groups": "groups= (the text's index of each row)",
+}
+
+
+def _ways(parameter: str) -> str:
+    return WAYS_TO_ROWS.format(_ROW_PARAMETERS[parameter])
 
 
 def resolve_groups(X, groups: Sequence[int] | np.ndarray | None, name: str):
@@ -499,7 +594,7 @@ def resolve_groups(X, groups: Sequence[int] | np.ndarray | None, name: str):
     if groups is None:
         rows = rows_of(X)
         if rows is None:
-            raise ValueError(f"{name} needs to know the text of each row. {WAYS_TO_ROWS}")
+            raise ValueError(f"{name} needs to know the text of each row. {_ways('groups')}")
         return rows.groups, rows.n_texts
     groups = _per_row(groups, X, "groups", name)
     if groups.dtype.kind not in "iu" or (len(groups) and groups.min() < 0):
@@ -522,7 +617,7 @@ def resolve_units(X, units: Sequence[str] | np.ndarray | None, name: str) -> np.
         return _per_row(units, X, "units", name, dtype=object)
     rows = rows_of(X)
     if rows is None:
-        raise ValueError(f"{name} needs to know the string of each row. {WAYS_TO_ROWS}")
+        raise ValueError(f"{name} needs to know the string of each row. {_ways('units')}")
     return rows.units
 
 

@@ -1,6 +1,9 @@
 """The sparse autoencoders as scikit-learn estimators."""
 
 from ._base import BaseSAE
+from ._batchtopk import BatchTopKSAE
+from ._jumprelu import JumpReLUSAE
 from ._topk import TopKSAE
+from ._vanilla import VanillaSAE
 
-__all__ = ["BaseSAE", "TopKSAE"]
+__all__ = ["BaseSAE", "BatchTopKSAE", "JumpReLUSAE", "TopKSAE", "VanillaSAE"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import inspect
@@ -10,7 +9,6 @@ from abc import ABCMeta, abstractmethod
 
 import numpy as np
 import torch
-from scipy import sparse
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
@@ -22,16 +20,14 @@ from ..losses import SAELoss, resolve_criterion
 from ..training import RowBatches, SAENet
 from ..training._data import InputStatistics
 from . import _parameters as parameters
-from ._input import CSRBuilder, check_codes, check_input, split_rows, to_array
+from ._input import CSRBuilder, check_codes, check_input, split_rows
 
 # Largest dense block of codes that transform holds at a time.
 _BLOCK_BYTES = 64 * 2**20
 _DIAGNOSTIC_ROWS = 8192
 
 
-class BaseSAE(
-    ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, metaclass=ABCMeta
-):
+class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, metaclass=ABCMeta):
     """Base class of the sparse autoencoders.
 
     A sparse autoencoder writes each row of ``X`` as a sparse combination of dictionary

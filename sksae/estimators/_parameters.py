@@ -108,14 +108,13 @@ def check_encoder_output(estimator, module) -> None:
     rows = torch.zeros(2, len(module.decoder_bias)).to(module.decoder_bias)
     expected = (2, module.nb_concepts)
     got: Any
+    cause: Exception | None = None
     try:
         with torch.no_grad():
             out = module.eval().encoder(rows)
         got = [tuple(o.shape) for o in out] if isinstance(out, tuple) else type(out).__name__
     except (RuntimeError, AssertionError, ValueError, TypeError) as exc:
         got, cause = f"{type(exc).__name__}: {exc}", exc
-    else:
-        cause = None
     if got != [expected, expected]:
         raise ValueError(
             f"The 'encoder_module' of {type(estimator).__name__} must give a tuple (pre_codes, "

@@ -80,7 +80,7 @@ class SAEModule:
         dictionary_params: dict[str, Any] | None = None,
         **variant: Any,
     ) -> None:
-        super().__init__(
+        super().__init__(  # type: ignore[call-arg]
             n_features, nb_concepts, encoder_module=copy.deepcopy(encoder_module), **variant
         )
         self.dictionary = Dictionary(

@@ -132,9 +132,7 @@ class InputStatistics:
     def of(cls, data: RowBatches) -> InputStatistics:
         """Compute the statistics in two passes, in float64."""
         n = len(data)
-        total = sum(b.double().sum(dim=0) for b in data.blocks(_STATISTICS_BLOCK))
-        mean = total / n  # type: ignore[operator]
-        squares = sum(
-            (b.double() - mean).square().sum() for b in data.blocks(_STATISTICS_BLOCK)
-        )
+        sums = [b.double().sum(dim=0) for b in data.blocks(_STATISTICS_BLOCK)]
+        mean = torch.stack(sums).sum(dim=0) / n
+        squares = sum((b.double() - mean).square().sum() for b in data.blocks(_STATISTICS_BLOCK))
         return cls(mean, float(squares) / (n * len(mean)))

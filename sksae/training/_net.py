@@ -20,7 +20,7 @@ from skorch.utils import TeeGenerator
 from ..losses import check_loss
 from ._data import BatchIterator, RowBatches
 from ._progress import ProgressBar
-from ._totals import EpochTotals
+from ._totals import EpochTotals, not_finite
 
 
 class _StopTraining(Exception):
@@ -233,6 +233,8 @@ class SAENet(NeuralNet):
         if half and not torch.isfinite(step["loss"]):
             step = self._forward(u, None)
             self._count_nan_fallback()
+        if u.device.type == "cpu" and not torch.isfinite(step["loss"]):
+            raise not_finite(self.n_steps_)  # elsewhere, asking would stall every step
         if self.optimizer_scaler_ is None:
             step["loss"].backward()
         else:
@@ -290,14 +292,14 @@ class SAENet(NeuralNet):
         state = super().__getstate__()
         state["valid_data"] = None  # the caller's rows do not belong into a pickle
         if "generator_" in state:
-            state["generator_"] = state["generator_"].get_state()
+            state["generator_"] = state["generator_"].get_state().numpy()
         return state
 
     def __setstate__(self, state):
         super().__setstate__(state)
         if "generator_" in vars(self):
             generator = torch.Generator()
-            generator.set_state(self.generator_)
+            generator.set_state(torch.from_numpy(self.generator_))
             vars(self)["generator_"] = generator
 
 

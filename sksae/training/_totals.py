@@ -73,11 +73,7 @@ class EpochTotals:
         n = self.n_rows
         first_bad = int(self.first_bad)
         if n_steps is not None and first_bad >= 0:
-            raise FloatingPointError(
-                f"The loss was not finite at training step {n_steps - self.n_batches + first_bad}."
-                " Likely causes: a learning rate that is too high (lower lr or set clip_grad), "
-                "a criterion that divides by zero, or rows of extreme norm in X."
-            )
+            raise not_finite(n_steps - self.n_batches + first_bad)
         total = float((self.sum_squares - self.sum.square() / n).sum())
         dead = self.module.samples_since_fired >= n
         return EpochValues(
@@ -93,3 +89,12 @@ def _explained(error: float, total: float) -> float:
     if total > 0:
         return 1 - error / total
     return 1.0 if error == 0 else 0.0
+
+
+def not_finite(step: int) -> FloatingPointError:
+    """Give the error for a loss that is not finite at a step, counted from 0."""
+    return FloatingPointError(
+        f"The loss was not finite at training step {step}. Likely causes: a learning rate that is "
+        "too high (lower lr or set clip_grad), a criterion that divides by zero, or rows of "
+        "extreme norm in X."
+    )

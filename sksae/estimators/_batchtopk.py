@@ -1,0 +1,79 @@
+"""BatchTopKSAE: a budget of active concepts shared across a batch."""
+
+from __future__ import annotations
+
+from ._base import BaseSAE
+from ._parameters import MOMENTUM, TOP_K, check_top_k
+
+
+class BatchTopKSAE(BaseSAE):
+    """Sparse autoencoder that keeps the ``k * n`` largest codes of a batch of n samples.
+
+    In training, ``relu(W (x - b) + c)`` is kept where it is among the ``top_k * n``
+    largest entries of its batch, so that rich samples get more concepts than poor
+    ones [1]_. At evaluation it is kept where it reaches ``threshold_``, a running mean
+    of the smallest kept entry: a sample's codes do not depend on its batch.
+
+    Parameters
+    ----------
+    nb_concepts : int, default=1024
+        Number of dictionary rows.
+    top_k : int, default=32
+        Mean number of active concepts per sample, at most ``nb_concepts``.
+    threshold_momentum : float, default=0.9
+        Weight of the past in the running threshold, in [0, 1): after each batch it is
+        ``momentum * old + (1 - momentum) * new``.
+    **shared
+        The parameters of `BaseSAE`.
+
+    Attributes
+    ----------
+    threshold_ : float
+        Smallest active code at evaluation, in input units.
+
+    See Also
+    --------
+    TopKSAE : The same number of concepts for every sample.
+    BaseSAE : The shared parameters, fitted attributes and methods.
+
+    References
+    ----------
+    .. [1] Bussmann, Leask and Nanda (2024), "BatchTopK sparse autoencoders", section 3,
+       arXiv:2412.06410.
+
+    Examples
+    --------
+    >>> from sksae import BatchTopKSAE
+    >>> from sksae.datasets import make_activations
+    >>> X, _ = make_activations(n_samples=256, n_features=16, random_state=0)
+    >>> sae = BatchTopKSAE(nb_concepts=64, top_k=4, random_state=0).fit(X)
+    >>> sae.threshold_ > 0
+    True
+    """
+
+    _parameter_constraints = {
+        **BaseSAE._parameter_constraints,
+        "top_k": TOP_K,
+        "threshold_momentum": MOMENTUM,
+    }
+
+    def __init__(self, nb_concepts=1024, *, top_k=32, threshold_momentum=0.9, **shared):
+        super().__init__(nb_concepts, **shared)
+        self.top_k = top_k
+        self.threshold_momentum = threshold_momentum
+
+    def _check_parameters(self):
+        check_top_k(self)
+
+    def _module(self):
+        from ..modules import BatchTopKModule
+
+        return BatchTopKModule, {
+            "top_k": self.top_k,
+            "threshold_momentum": self.threshold_momentum,
+        }
+
+    @property
+    def threshold_(self):
+        """Smallest active code at evaluation, in input units."""
+        return float(self.module_.running_threshold * self.module_.input_scale)

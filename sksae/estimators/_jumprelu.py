@@ -1,0 +1,105 @@
+"""JumpReLUSAE: a learnt threshold per concept under an L0 penalty."""
+
+from __future__ import annotations
+
+from ..losses import jumprelu_l0
+from ._base import BaseSAE, _array
+from ._parameters import COEFFICIENT, POSITIVE, one_of
+
+KERNEL_NAMES = (
+    "rectangle",
+    "gaussian",
+    "triangular",
+    "cosine",
+    "epanechnikov",
+    "quartic",
+    "silverman",
+    "cauchy",
+)
+
+
+class JumpReLUSAE(BaseSAE):
+    """Sparse autoencoder whose concepts are active above thresholds that they learn.
+
+    The codes are ``z = a * (a > t)`` with ``a = W (x - b) + c`` and one threshold t per
+    concept; in scaled units the loss is
+    ``mean((x - x_hat)^2) + l0_coefficient * mean_i #{j: z_ij > 0}`` [1]_. Neither the
+    jump nor the count has a gradient with respect to t, so pseudo-gradients stand in for
+    them: with a kernel K that integrates to one and a bandwidth e,
+    ``-(t / e) K((a - t) / e)`` for the code and ``-(1 / e) K((a - t) / e)`` for the count.
+
+    Parameters
+    ----------
+    nb_concepts : int, default=1024
+        Number of dictionary rows.
+    l0_coefficient : float, default=1e-3
+        Weight of the L0 penalty: the share of the input's variance that one more active
+        concept has to explain. More gives sparser codes.
+    bandwidth : float, default=1.0
+        Width of the kernel, in scaled units (input of unit variance): pre-codes within
+        about half of it from a threshold move the threshold. The paper's 0.001, for
+        inputs of unit norm and billions of rows, hardly moves a threshold in a short fit.
+    kernel : {"rectangle", "gaussian", "triangular", "cosine", "epanechnikov", "quartic", \
+            "silverman", "cauchy"}, default="rectangle"
+        Shape of the kernel; all integrate to one.
+    **shared
+        The parameters of `BaseSAE`.
+
+    Attributes
+    ----------
+    threshold_ : ndarray of shape (nb_concepts,)
+        The thresholds, in input units.
+
+    See Also
+    --------
+    VanillaSAE : Penalises the size of the codes instead of their number.
+    BaseSAE : The shared parameters, fitted attributes and methods.
+
+    References
+    ----------
+    .. [1] Rajamanoharan et al. (2024), "Jumping ahead: improving reconstruction fidelity
+       with JumpReLU sparse autoencoders", section 3, arXiv:2407.14435.
+
+    Examples
+    --------
+    >>> from sksae import JumpReLUSAE
+    >>> from sksae.datasets import make_activations
+    >>> X, _ = make_activations(n_samples=256, n_features=16, random_state=0)
+    >>> sae = JumpReLUSAE(nb_concepts=64, random_state=0).fit(X)
+    >>> sae.threshold_.shape
+    (64,)
+    """
+
+    _parameter_constraints = {
+        **BaseSAE._parameter_constraints,
+        "l0_coefficient": COEFFICIENT,
+        "bandwidth": POSITIVE,
+        "kernel": one_of(KERNEL_NAMES),
+    }
+
+    def __init__(
+        self,
+        nb_concepts=1024,
+        *,
+        l0_coefficient=1e-3,
+        bandwidth=1.0,
+        kernel="rectangle",
+        **shared,
+    ):
+        super().__init__(nb_concepts, **shared)
+        self.l0_coefficient = l0_coefficient
+        self.bandwidth = bandwidth
+        self.kernel = kernel
+
+    def _module(self):
+        from ..modules import JumpReLUModule
+
+        return JumpReLUModule, {"kernel": self.kernel, "bandwidth": self.bandwidth}
+
+    def _loss_terms(self):
+        return [(self.l0_coefficient, jumprelu_l0)]
+
+    @property
+    def threshold_(self):
+        """The thresholds in input units, shape (nb_concepts,)."""
+        return _array(self.module_.thresholds.exp() * self.module_.input_scale)

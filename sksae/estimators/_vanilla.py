@@ -1,0 +1,60 @@
+"""VanillaSAE: ReLU codes under an L1 penalty."""
+
+from __future__ import annotations
+
+from ..losses import vanilla_l1
+from ._base import BaseSAE
+from ._parameters import COEFFICIENT
+
+
+class VanillaSAE(BaseSAE):
+    """Sparse autoencoder with ReLU codes and an L1 penalty.
+
+    The codes are ``z = relu(W (x - b) + c)`` and the reconstruction is
+    ``z @ components_ + b``. In scaled units the loss is
+    ``mean((x - x_hat)^2) + l1_coefficient * mean_i sum_j z_ij ||d_j|| / n_features`` [1]_.
+
+    Parameters
+    ----------
+    nb_concepts : int, default=1024
+        Number of dictionary rows.
+    l1_coefficient : float, default=2.0
+        Weight of the L1 penalty; more gives sparser codes. 0 leaves the criterion alone,
+        and then nothing makes the codes sparse.
+    **shared
+        The parameters of `BaseSAE`.
+
+    See Also
+    --------
+    JumpReLUSAE : Penalises the number of active concepts instead of their size.
+    BaseSAE : The shared parameters, fitted attributes and methods.
+
+    References
+    ----------
+    .. [1] Bricken et al. (2023), "Towards monosemanticity", Transformer Circuits Thread;
+       with the norm-weighted penalty of Conerly et al. (2024), "Update on how we train
+       SAEs", Transformer Circuits Thread, April 2024.
+
+    Examples
+    --------
+    >>> from sksae import VanillaSAE
+    >>> from sksae.datasets import make_activations
+    >>> X, _ = make_activations(n_samples=256, n_features=16, random_state=0)
+    >>> sae = VanillaSAE(nb_concepts=64, l1_coefficient=0.5, random_state=0).fit(X)
+    >>> sae.transform(X).shape
+    (256, 64)
+    """
+
+    _parameter_constraints = {**BaseSAE._parameter_constraints, "l1_coefficient": COEFFICIENT}
+
+    def __init__(self, nb_concepts=1024, *, l1_coefficient=2.0, **shared):
+        super().__init__(nb_concepts, **shared)
+        self.l1_coefficient = l1_coefficient
+
+    def _module(self):
+        from ..modules import VanillaModule
+
+        return VanillaModule, {}
+
+    def _loss_terms(self):
+        return [(self.l1_coefficient, vanilla_l1)]

@@ -1,0 +1,302 @@
+"""TopKInputs: names concepts by the units that activate them most."""
+
+from numbers import Integral
+
+import numpy as np
+from scipy import sparse
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from .._sklearn import Interval, StrOptions, fit_context
+from ..activations._pooler import pool_rows
+from ..activations._rows import check_frame_output, resolve_units, rows_frame, rows_of
+
+_BLOCK_VALUES = 2**24
+
+
+class TopKInputs(TransformerMixin, BaseEstimator):
+    """Name each concept by the k units that activate it most.
+
+    A unit is the string of a row: a token, a word, a sentence. Rows with the same string
+    are merged, keeping their maximum activation; the ``k`` units with the largest
+    activations stand for the concept. The codes themselves pass unchanged, under the names
+    of their concepts.
+
+    Parameters
+    ----------
+    k : int, default=5
+        Largest number of units per concept.
+    concepts_indices : "all", int or array-like of int, default="all"
+        Columns to interpret.
+
+    Attributes
+    ----------
+    interpretations_ : dict of int to dict of str to float, or to None
+        The units of each interpreted concept with their activations, largest first. None
+        for a dead concept, one that has no unit to show.
+    n_features_in_ : int
+        Number of columns (concepts) seen in fit.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the columns, where fit saw a data frame.
+
+    See Also
+    --------
+    sksae.activations.ConceptPooler : Pools the codes of each text into one row.
+
+    Notes
+    -----
+    The list of a concept ends at ``k`` units or at the first unit whose activation is 0,
+    whichever comes first. Codes are never negative; in raw activations a negative value is
+    listed only where no unit of its column is at 0. Of equal activations the unit that
+    occurs first in the rows comes first. Units that are empty or white space make no
+    readable name and are left out.
+
+    The units come from the input (the output of an extractor or an SAE, or a pandas frame
+    made from one), or from ``units``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> codes = np.array([[0.5, 0.0, 0.0], [2.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
+    >>> concepts = TopKInputs(k=2).fit(codes, units=["sea", "ship", "sea"])
+    >>> concepts.interpretations_
+    {0: {'ship': 2.0, 'sea': 1.0}, 1: None, 2: {'ship': 1.0}}
+    >>> list(concepts.get_feature_names_out())
+    ['0: ship, sea', '1: (dead)', '2: ship']
+    """
+
+    _parameter_constraints: dict = {
+        "k": [Interval(Integral, 1, None, closed="left")],
+        "concepts_indices": [StrOptions({"all"}), Integral, "array-like"],
+    }
+
+    def __init__(self, k=5, concepts_indices="all"):
+        self.k = k
+        self.concepts_indices = concepts_indices
+
+    @fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y=None, *, units=None):
+        """Find the units of each concept.
+
+        Parameters
+        ----------
+        X : array-like or sparse matrix of shape (n_rows, n_features)
+            Codes or activations.
+        y : None
+            Ignored, whatever its length.
+        units : array-like of str, shape (n_rows,), default=None
+            The string of each row; needed where ``X`` does not carry its rows.
+
+        Returns
+        -------
+        self : TopKInputs
+            The fitted transformer.
+        """
+        units = self._checked_units(X, units)
+        codes = validate_data(self, X, accept_sparse="csr", dtype=[np.float64, np.float32])
+        concepts = self._concepts()
+        strings, row_ids = _number(units)
+        named = row_ids >= 0
+        if not named.all():
+            codes, row_ids = codes[named], row_ids[named]
+        found = _top_units(codes, concepts, row_ids, len(strings), self.k)
+        self.interpretations_ = _interpretations(concepts, strings, *found)
+        return self
+
+    def transform(self, X, *, units=None):
+        """Give the codes back unchanged.
+
+        Parameters
+        ----------
+        X : array-like or sparse matrix of shape (n_rows, n_features)
+            Codes or activations.
+        units : array-like of str, default=None
+            Ignored.
+
+        Returns
+        -------
+        X : array-like or sparse matrix of shape (n_rows, n_features)
+            The same object; under ``set_output`` a frame with the concepts' names.
+        """
+        check_is_fitted(self)
+        validate_data(self, X, reset=False, skip_check_array=True)
+        container = check_frame_output(X, self)
+        # scikit-learn renames the columns of a frame in place.
+        if container == "polars" and hasattr(X, "clone"):
+            return X.clone()
+        if container == "pandas":
+            rows = rows_of(X)
+            X = X if rows is None else rows_frame(X, rows)
+            return X.copy(deep=False) if hasattr(X, "iloc") else X
+        return X
+
+    def fit_transform(self, X, y=None, *, units=None):
+        """Find the units of each concept and give the codes back unchanged.
+
+        Parameters
+        ----------
+        X : array-like or sparse matrix of shape (n_rows, n_features)
+            Codes or activations.
+        y : None
+            Ignored, whatever its length.
+        units : array-like of str, shape (n_rows,), default=None
+            The string of each row; needed where ``X`` does not carry its rows.
+
+        Returns
+        -------
+        X : array-like or sparse matrix of shape (n_rows, n_features)
+            The same object; under ``set_output`` a frame with the concepts' names.
+        """
+        return self.fit(X, y, units=units).transform(X)
+
+    def inverse_transform(self, X):
+        """Give the codes back unchanged.
+
+        Parameters
+        ----------
+        X : array-like or sparse matrix of shape (n_rows, n_features)
+            Codes or activations.
+
+        Returns
+        -------
+        X : array-like or sparse matrix of shape (n_rows, n_features)
+            The same object.
+        """
+        check_is_fitted(self)
+        return X
+
+    def get_feature_names_out(self, input_features=None):
+        """Name each column by its index and its units.
+
+        Parameters
+        ----------
+        input_features : array-like of str, default=None
+            Ignored: the names come from the units.
+
+        Returns
+        -------
+        feature_names_out : ndarray of str objects
+            "{index}: {units}"; "{index}: (dead)" for a dead concept; "{index}" for a
+            column that was not interpreted.
+        """
+        check_is_fitted(self)
+        names = [self._feature_name(index) for index in range(self.n_features_in_)]
+        return np.asarray(names, dtype=object)
+
+    def to_frame(self):
+        """Give the interpretations as a table, one line per concept and unit.
+
+        Returns
+        -------
+        table : pandas.DataFrame
+            Columns concept, rank (from 1), unit and activation. Dead concepts have no line.
+        """
+        check_is_fitted(self)
+        import pandas as pd
+
+        lines = [
+            (concept, rank, unit, activation)
+            for concept, units in self.interpretations_.items()
+            for rank, (unit, activation) in enumerate((units or {}).items(), start=1)
+        ]
+        return pd.DataFrame(lines, columns=["concept", "rank", "unit", "activation"])
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+    def _feature_name(self, index):
+        if index not in self.interpretations_:
+            return str(index)
+        units = self.interpretations_[index]
+        return f"{index}: {'(dead)' if units is None else ', '.join(units)}"
+
+    def _checked_units(self, X, units):
+        units = resolve_units(X, units, type(self).__name__)
+        wrong = next((unit for unit in units if not isinstance(unit, str)), None)
+        if wrong is not None:
+            raise TypeError(
+                f"The 'units' of {type(self).__name__} must be strings, one per row. "
+                f"Got {wrong!r} of type {type(wrong).__name__}."
+            )
+        return units
+
+    def _concepts(self):
+        if isinstance(self.concepts_indices, str):
+            return np.arange(self.n_features_in_)
+        indices = np.asarray(self.concepts_indices)
+        if indices.size == 0:
+            return np.arange(0)
+        integers = indices.dtype.kind in "iu" and indices.ndim <= 1
+        if not integers or indices.min() < 0 or indices.max() >= self.n_features_in_:
+            raise ValueError(
+                f"The 'concepts_indices' parameter of {type(self).__name__} must be 'all' or "
+                f"column indices from 0 to {self.n_features_in_ - 1}. "
+                f"Got {self.concepts_indices!r} instead."
+            )
+        return np.asarray(list(dict.fromkeys(indices.ravel().tolist())))
+
+
+def _number(units):
+    """Give the distinct strings in order of appearance, and each row's number among them.
+
+    Rows without a readable string have the number -1.
+    """
+    numbers: dict[str, int] = {}
+    ids = [numbers.setdefault(u, len(numbers)) if u.strip() else -1 for u in units]
+    return list(numbers), np.asarray(ids, dtype=np.int64)
+
+
+def _top_units(codes, concepts, row_ids, n_units, k):
+    """Give position in ``concepts``, unit number and activation of what is listed, in order."""
+    if not n_units or not len(concepts):
+        return np.arange(0), np.arange(0), np.zeros(0)
+    if sparse.issparse(codes):
+        if len(concepts) < codes.shape[1]:
+            codes = codes[:, concepts]
+        return _ranked(*_sparse_candidates(pool_rows(codes, row_ids, n_units, "max")), k)
+    width = max(1, _BLOCK_VALUES // len(row_ids))
+    blocks = [
+        _dense_candidates(codes[:, concepts[at : at + width]], row_ids, n_units, k, at)
+        for at in range(0, len(concepts), width)
+    ]
+    return _ranked(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)), k)
+
+
+def _sparse_candidates(pooled):
+    by_concept = pooled.tocsc()
+    counts = np.diff(by_concept.indptr)
+    concept = np.repeat(np.arange(len(counts)), counts)
+    listed = (by_concept.data > 0) | (counts == pooled.shape[0])[concept]
+    return concept[listed], by_concept.indices[listed], by_concept.data[listed]
+
+
+def _dense_candidates(codes, row_ids, n_units, k, offset):
+    pooled = pool_rows(codes, row_ids, n_units, "max").T
+    listed = (pooled > 0) | ((pooled != 0).all(axis=1, keepdims=True))
+    if k < n_units:
+        listed &= pooled >= np.partition(pooled, n_units - k, axis=1)[:, [n_units - k]]
+    concept, unit = np.nonzero(listed)
+    return concept + offset, unit, pooled[listed]
+
+
+def _ranked(concept, unit, activation, k):
+    """Sort by concept, then activation downwards, and keep k of each concept.
+
+    The entries of a concept come with ascending unit numbers, and the sort is stable.
+    """
+    order = np.lexsort((-activation, concept))
+    concept, unit, activation = concept[order], unit[order], activation[order]
+    rank = np.arange(len(concept)) - np.searchsorted(concept, concept)
+    return concept[rank < k], unit[rank < k], activation[rank < k]
+
+
+def _interpretations(concepts, strings, position, unit, activation):
+    found: dict = dict.fromkeys(concepts.tolist())
+    listed = zip(concepts[position].tolist(), unit.tolist(), activation.tolist(), strict=True)
+    for concept, number, value in listed:
+        if found[concept] is None:
+            found[concept] = {}
+        found[concept][strings[number]] = value
+    return found

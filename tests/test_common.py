@@ -1,0 +1,16 @@
+"""scikit-learn's own checks, for every SAE, with no expected failure."""
+
+import pytest
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from sksae import BatchTopKSAE, JumpReLUSAE, TopKSAE, VanillaSAE
+
+VARIANTS = (VanillaSAE, TopKSAE, BatchTopKSAE, JumpReLUSAE)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
+@parametrize_with_checks(
+    [cls(sparse_output=sparse_output) for cls in VARIANTS for sparse_output in (True, False)]
+)
+def test_scikit_learn_check(estimator, check):
+    check(estimator)
