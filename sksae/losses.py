@@ -22,6 +22,18 @@ Term = Callable[[Any, Tensor, Tensor, Tensor, Tensor], Tensor]
 def mse(x: Tensor, x_hat: Tensor, pre_codes=None, codes=None, dictionary=None) -> Tensor:
     """Mean squared error over all n * n_features entries.
 
+    Parameters
+    ----------
+    x, x_hat : Tensor of shape (n, n_features)
+        Input and reconstruction.
+    pre_codes, codes, dictionary : object, optional
+        Ignored; every loss is called with them.
+
+    Returns
+    -------
+    Tensor
+        One number.
+
     Examples
     --------
     >>> import torch
@@ -39,6 +51,20 @@ def dead_neurons_reanimation(
     ``mse - 1e-3 * mean(pre_codes * dead)`` over all n * nb_concepts entries, where
     ``dead`` is 1 for a concept with no positive code in the batch. The constant and the
     normalisation are those of interpreto's ``DeadNeuronsReanimationLoss``.
+
+    Parameters
+    ----------
+    x, x_hat : Tensor of shape (n, n_features)
+        Input and reconstruction.
+    pre_codes, codes : Tensor of shape (n, nb_concepts)
+        Before and after the nonlinearity.
+    dictionary : object, optional
+        Ignored; every loss is called with it.
+
+    Returns
+    -------
+    Tensor
+        One number.
 
     Examples
     --------
@@ -58,6 +84,18 @@ def l1_penalty(codes: Tensor, dictionary: Tensor) -> Tensor:
     ``mean_i sum_j |codes_ij| * ||dictionary_j|| / n_features``. Beside the mean squared
     error per entry this weighs as in ``||x - x_hat||^2 + coefficient * L1`` [1]_, so that
     coefficients carry over.
+
+    Parameters
+    ----------
+    codes : Tensor of shape (n, nb_concepts)
+        Codes.
+    dictionary : Tensor of shape (nb_concepts, n_features)
+        Its row norms are the weights.
+
+    Returns
+    -------
+    Tensor
+        One number.
 
     References
     ----------
@@ -85,6 +123,11 @@ def l0_penalty(active: Tensor) -> Tensor:
     ----------
     active : Tensor of shape (n, nb_concepts)
         1 where a concept is active, else 0.
+
+    Returns
+    -------
+    Tensor
+        One number.
 
     Examples
     --------
@@ -136,6 +179,11 @@ def resolve_criterion(criterion, estimator_name: str) -> Callable[..., Tensor]:
     estimator_name : str
         For the error message.
 
+    Returns
+    -------
+    callable
+        ``(x, x_hat, pre_codes, codes, dictionary) -> scalar Tensor``.
+
     Raises
     ------
     ValueError
@@ -176,7 +224,22 @@ class SAELoss(nn.Module):
         self.terms = list(terms)
 
     def forward(self, module, x: Tensor, x_hat: Tensor, pre_codes: Tensor, codes: Tensor) -> Tensor:
-        """Give the total loss of a batch."""
+        """Give the total loss of a batch.
+
+        Parameters
+        ----------
+        module : SAEModule
+            The module being trained.
+        x, x_hat : Tensor of shape (n, n_features)
+            Input and reconstruction.
+        pre_codes, codes : Tensor of shape (n, nb_concepts)
+            Before and after the nonlinearity.
+
+        Returns
+        -------
+        Tensor
+            One number.
+        """
         dictionary = module.get_dictionary()
         loss = self.reconstruction(x, x_hat, pre_codes, codes, dictionary)
         for coefficient, term in self.terms:
@@ -186,17 +249,57 @@ class SAELoss(nn.Module):
 
 
 def vanilla_l1(module, x, x_hat, pre_codes, codes) -> Tensor:
-    """Give the `l1_penalty` of a module's codes, as a term of `SAELoss`."""
+    """Give the `l1_penalty` of a module's codes, as a term of `SAELoss`.
+
+    Parameters
+    ----------
+    module : SAEModule
+        The module being trained.
+    x, x_hat : Tensor of shape (n, n_features)
+        Input and reconstruction.
+    pre_codes, codes : Tensor of shape (n, nb_concepts)
+        Before and after the nonlinearity.
+
+    Returns
+    -------
+    Tensor
+        One number.
+    """
     return l1_penalty(codes, module.get_dictionary())
 
 
 def jumprelu_l0(module, x, x_hat, pre_codes, codes) -> Tensor:
-    """Give the `l0_penalty` of a JumpReLU module, as a term of `SAELoss`."""
+    """Give the `l0_penalty` of a JumpReLU module, as a term of `SAELoss`.
+
+    Parameters
+    ----------
+    module : SAEModule
+        The module being trained.
+    x, x_hat : Tensor of shape (n, n_features)
+        Input and reconstruction.
+    pre_codes, codes : Tensor of shape (n, nb_concepts)
+        Before and after the nonlinearity.
+
+    Returns
+    -------
+    Tensor
+        One number.
+    """
     return l0_penalty(module.active(pre_codes))
 
 
 def check_loss(loss: Tensor) -> Tensor:
     """Refuse a loss that is not one number.
+
+    Parameters
+    ----------
+    loss : Tensor
+        What a criterion gave.
+
+    Returns
+    -------
+    Tensor
+        The same number, without dimensions.
 
     Raises
     ------

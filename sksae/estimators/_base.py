@@ -525,7 +525,13 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         return self.module_.eval().decode(z.to(bias.device, bias.dtype)).to(z.device)
 
     def get_dictionary(self):
-        """Give the dictionary as a tensor of shape (nb_concepts, n_features)."""
+        """Give the dictionary as a tensor.
+
+        Returns
+        -------
+        torch.Tensor of shape (nb_concepts, n_features)
+            On the module's device; ``components_`` is the same as an array.
+        """
         check_is_fitted(self)
         return self.module_.get_dictionary().detach()
 

@@ -87,12 +87,21 @@ def check_encoder_name(estimator) -> None:
 
 def check_dictionary_params(estimator, n_features: int) -> None:
     """Refuse arguments that overcomplete's dictionary layer would not take."""
+    from ..modules import load_overcomplete_sae
+
     params = estimator.dictionary_params or {}
     owner = f"The 'dictionary_params' parameter of {type(estimator).__name__}"
     unknown = sorted(set(params) - set(_DICTIONARY_KEYS))
     if unknown:
         raise ValueError(
             f"{owner} takes the keys {', '.join(_DICTIONARY_KEYS)}. Got {', '.join(unknown)}."
+        )
+    normalization = params.get("normalization", "l2")
+    names = sorted(load_overcomplete_sae().DictionaryLayer.NORMALIZATIONS)
+    if normalization not in names and not callable(normalization):
+        raise ValueError(
+            f"The 'normalization' of {owner[0].lower() + owner[1:]} must be a callable or one of "
+            f"{', '.join(names)}. Got {normalization!r} instead."
         )
     initializer = params.get("initializer")
     expected = (estimator.nb_concepts, n_features)

@@ -20,12 +20,18 @@ def explained_variance(X, X_hat) -> float:
     Parameters
     ----------
     X, X_hat : array-like or sparse matrix of shape (n_samples, n_features)
+        Data and reconstruction.
 
     Returns
     -------
     float
         1 for a perfect reconstruction, 0 for the mean of each feature. For constant
         ``X``: 1 if reconstructed exactly, else 0.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
 
     Examples
     --------
@@ -48,6 +54,12 @@ def l0(codes) -> float:
     Parameters
     ----------
     codes : array-like or sparse matrix of shape (n_samples, nb_concepts)
+        Codes; a stored zero counts as zero.
+
+    Returns
+    -------
+    float
+        Between 0 and nb_concepts.
 
     Examples
     --------
@@ -63,6 +75,12 @@ def dead_fraction(codes) -> float:
     Parameters
     ----------
     codes : array-like or sparse matrix of shape (n_samples, nb_concepts)
+        Codes; a stored zero counts as zero.
+
+    Returns
+    -------
+    float
+        Between 0 and 1.
 
     Examples
     --------

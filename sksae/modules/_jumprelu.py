@@ -85,9 +85,23 @@ def jump_relu(z: Tensor, threshold: Tensor, kernel: str, bandwidth: float) -> Te
 
 
 def step(z: Tensor, threshold: Tensor, kernel: str, bandwidth: float) -> Tensor:
-    """Give 1 where z > threshold and 0 elsewhere; parameters as in `jump_relu`.
+    """Give 1 where z > threshold and 0 elsewhere.
 
-    The gradient with respect to z is zero; with respect to the threshold it is the
-    pseudo-derivative of the module docstring, summed over rows.
+    Parameters
+    ----------
+    z : Tensor of shape (n, nb_concepts)
+        Pre-codes.
+    threshold : Tensor of shape (nb_concepts,)
+        Positive thresholds.
+    kernel : str
+        A key of ``KERNELS``.
+    bandwidth : float
+        Width of the kernel, in the units of ``z``.
+
+    Returns
+    -------
+    Tensor of shape (n, nb_concepts)
+        Its gradient with respect to z is zero; with respect to the threshold it is the
+        pseudo-derivative of the module docstring, summed over rows.
     """
     return _Step.apply(z, threshold, kernel, bandwidth)

@@ -34,7 +34,7 @@ class SAENet(NeuralNet):
 
     Parameters
     ----------
-    *args, **kwargs
+    *args : object
         As in ``skorch.NeuralNet``.
     dtype : torch.dtype
         Of the module and of the batches.
@@ -53,6 +53,8 @@ class SAENet(NeuralNet):
         Write batch metrics into the history every ``monitoring`` steps.
     scheduler : callable, optional
         Optimizer -> learning-rate scheduler, stepped after each batch.
+    **kwargs : object
+        As in ``skorch.NeuralNet``.
     """
 
     def __init__(
