@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Term = Callable[[Any, Tensor, Tensor, Tensor, Tensor], Tensor]
+Term = Callable[[Any, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def mse(x: Tensor, x_hat: Tensor, pre_codes=None, codes=None, dictionary=None) -> Tensor:
@@ -212,8 +212,8 @@ class SAELoss(nn.Module):
     reconstruction : callable
         ``(x, x_hat, pre_codes, codes, dictionary) -> scalar Tensor``.
     terms : sequence of (float, callable)
-        Coefficients and ``(module, x, x_hat, pre_codes, codes) -> scalar Tensor``. A term
-        whose coefficient is 0 is not computed.
+        Coefficients and ``(module, x, x_hat, pre_codes, codes, dictionary) -> scalar Tensor``.
+        A term whose coefficient is 0 is not computed.
     """
 
     def __init__(
@@ -223,7 +223,15 @@ class SAELoss(nn.Module):
         self.reconstruction = reconstruction
         self.terms = list(terms)
 
-    def forward(self, module, x: Tensor, x_hat: Tensor, pre_codes: Tensor, codes: Tensor) -> Tensor:
+    def forward(
+        self,
+        module,
+        x: Tensor,
+        x_hat: Tensor,
+        pre_codes: Tensor,
+        codes: Tensor,
+        dictionary: Tensor,
+    ) -> Tensor:
         """Give the total loss of a batch.
 
         Parameters
@@ -234,21 +242,22 @@ class SAELoss(nn.Module):
             Input and reconstruction.
         pre_codes, codes : Tensor of shape (n, nb_concepts)
             Before and after the nonlinearity.
+        dictionary : Tensor of shape (nb_concepts, n_features)
+            The module's dictionary.
 
         Returns
         -------
         Tensor
             One number.
         """
-        dictionary = module.get_dictionary()
         loss = self.reconstruction(x, x_hat, pre_codes, codes, dictionary)
         for coefficient, term in self.terms:
             if coefficient:
-                loss = loss + coefficient * term(module, x, x_hat, pre_codes, codes)
+                loss = loss + coefficient * term(module, x, x_hat, pre_codes, codes, dictionary)
         return loss
 
 
-def vanilla_l1(module, x, x_hat, pre_codes, codes) -> Tensor:
+def vanilla_l1(module, x, x_hat, pre_codes, codes, dictionary) -> Tensor:
     """Give the `l1_penalty` of a module's codes, as a term of `SAELoss`.
 
     Parameters
@@ -259,16 +268,18 @@ def vanilla_l1(module, x, x_hat, pre_codes, codes) -> Tensor:
         Input and reconstruction.
     pre_codes, codes : Tensor of shape (n, nb_concepts)
         Before and after the nonlinearity.
+    dictionary : Tensor of shape (nb_concepts, n_features)
+        The module's dictionary.
 
     Returns
     -------
     Tensor
         One number.
     """
-    return l1_penalty(codes, module.get_dictionary())
+    return l1_penalty(codes, dictionary)
 
 
-def jumprelu_l0(module, x, x_hat, pre_codes, codes) -> Tensor:
+def jumprelu_l0(module, x, x_hat, pre_codes, codes, dictionary) -> Tensor:
     """Give the `l0_penalty` of a JumpReLU module, as a term of `SAELoss`.
 
     Parameters
@@ -279,6 +290,8 @@ def jumprelu_l0(module, x, x_hat, pre_codes, codes) -> Tensor:
         Input and reconstruction.
     pre_codes, codes : Tensor of shape (n, nb_concepts)
         Before and after the nonlinearity.
+    dictionary : Tensor of shape (nb_concepts, n_features)
+        The module's dictionary.
 
     Returns
     -------

@@ -79,21 +79,12 @@ def test_resolve_criterion(batch):
     assert resolve_criterion(own, "SAE") is own
 
 
-class FakeModule:
-    def __init__(self, dictionary):
-        self.dictionary = dictionary
-
-    def get_dictionary(self):
-        return self.dictionary
-
-
 def test_terms_are_weighted_and_left_out_at_zero(batch):
-    def term(module, x, x_hat, pre_codes, codes):
+    def term(module, x, x_hat, pre_codes, codes, dictionary):
         return codes.sum()
 
     def never(module, *tensors):
         raise AssertionError("a term with coefficient 0 is not computed")
 
-    module = FakeModule(batch[4])
-    loss = SAELoss(mse, [(0.5, term), (0.0, never)])(module, *batch[:4])
+    loss = SAELoss(mse, [(0.5, term), (0.0, never)])(None, *batch)
     assert loss.item() == pytest.approx((mse(*batch) + 0.5 * batch[3].sum()).item())

@@ -119,10 +119,11 @@ class SAEModule:
         pre_codes, relu_codes = self.encoder(u - self.decoder_bias)
         return pre_codes, self.sparsify(pre_codes, relu_codes)
 
-    def forward_scaled(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Give ``(pre_codes, codes, u_hat)`` of scaled input."""
+    def forward_scaled(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Give ``(pre_codes, codes, u_hat, dictionary)`` of scaled input."""
         pre_codes, codes = self.encode_scaled(u)
-        return pre_codes, codes, self.dictionary(codes) + self.decoder_bias
+        dictionary = self.dictionary.get_dictionary()
+        return pre_codes, codes, codes @ dictionary + self.decoder_bias, dictionary
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Give ``(pre_codes, codes)`` in input units."""

@@ -259,8 +259,8 @@ class SAENet(NeuralNet):
 
     def _forward(self, u, autocast_dtype):
         with torch.autocast(u.device.type, autocast_dtype, enabled=autocast_dtype is not None):
-            pre_codes, codes, u_hat = self.module_.forward_scaled(u)
-            loss = self.criterion_(self.module_, u, u_hat, pre_codes, codes)
+            pre_codes, codes, u_hat, dictionary = self.module_.forward_scaled(u)
+            loss = self.criterion_(self.module_, u, u_hat, pre_codes, codes, dictionary)
         return {"loss": check_loss(loss), "codes": codes, "y_pred": u_hat}
 
     def _count_nan_fallback(self):
