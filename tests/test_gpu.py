@@ -1,0 +1,110 @@
+"""On a CUDA device: the same numbers as on the CPU, and the way back to the CPU."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from sksae import BatchTopKSAE, Extractor, JumpReLUSAE, TopKSAE, VanillaSAE
+from sksae.datasets import make_activations
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+VARIANTS = [VanillaSAE, TopKSAE, BatchTopKSAE, JumpReLUSAE]
+
+
+@pytest.fixture(scope="module")
+def X():
+    return make_activations(2000, 16, 32, n_active=4, noise=0.05, offset=1.0, random_state=0)[0]
+
+
+def make(cls, **params):
+    params = {"nb_epochs": 5, "batch_size": 256, "random_state": 0} | params
+    return cls(48, **({"top_k": 4} if "top_k" in cls().get_params() else {}), **params)
+
+
+@pytest.mark.parametrize("cls", VARIANTS)
+def test_auto_is_cuda_and_equals_the_cpu(cls, X):
+    """In float64, so that rounding does not decide which code is active."""
+    wide = X.astype(np.float64)
+    gpu, cpu = make(cls).fit(wide), make(cls, device="cpu").fit(wide)
+    assert gpu.module_.decoder_bias.device.type == "cuda"
+    assert "cuda" in gpu.backend_
+    np.testing.assert_allclose(gpu.components_, cpu.components_, atol=1e-6)
+    codes = gpu.transform(wide).toarray()
+    np.testing.assert_allclose(codes, cpu.transform(wide).toarray(), atol=1e-5)
+    assert gpu.score(wide) == pytest.approx(cpu.score(wide), abs=1e-7)
+    assert gpu.l0_ == pytest.approx(cpu.l0_)
+    assert gpu.dead_fraction_ == cpu.dead_fraction_
+
+
+@pytest.mark.parametrize("cls", VARIANTS)
+def test_tensors_on_the_device(cls, X):
+    x = torch.from_numpy(X).cuda()
+    sae = make(cls).fit(x)
+    codes = sae.encode(x)
+    assert codes.device.type == "cuda"
+    np.testing.assert_allclose(codes.detach().cpu(), sae.transform(x).toarray(), atol=1e-4)
+    assert sae.decode(codes).device.type == "cuda"
+    assert sae.encode(x.cpu()).device.type == "cpu"
+    assert isinstance(sae.score(x), float)
+
+
+@pytest.mark.parametrize("cls", VARIANTS)
+def test_the_generators_of_the_device_are_left_alone(cls, X):
+    before = torch.cuda.get_rng_state()
+    one, two = make(cls).fit(X), make(cls).fit(X)
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+    np.testing.assert_allclose(one.components_, two.components_, atol=1e-4)
+
+
+@pytest.mark.parametrize("use_amp", ["bf16", "fp16"])
+@pytest.mark.parametrize("cls", VARIANTS)
+def test_half_precision(cls, use_amp, X):
+    half, full = make(cls, use_amp=use_amp).fit(X), make(cls).fit(X)
+    assert half.score(X) == pytest.approx(full.score(X), abs=0.03)
+
+
+@pytest.mark.parametrize("cls", VARIANTS)
+def test_data_larger_than_its_share_of_the_device(cls, X, monkeypatch):
+    resident = make(cls).fit(X)
+    monkeypatch.setattr("sksae.training._data._fits_device", lambda rows, device: False)
+    np.testing.assert_allclose(make(cls).fit(X).components_, resident.components_, atol=1e-4)
+
+
+@pytest.mark.parametrize("cls", VARIANTS)
+def test_pickle_on_the_device(cls, X):
+    sae = make(cls).fit(X)
+    twin = pickle.loads(pickle.dumps(sae))
+    np.testing.assert_array_equal(twin.transform(X).toarray(), sae.transform(X).toarray())
+    twin.partial_fit(X)
+
+
+def test_a_loss_that_is_not_finite_names_its_step(X):
+    def nan_later(x, x_hat, pre_codes, codes, dictionary):
+        nan_later.calls += 1
+        return (x - x_hat).square().mean() * (float("nan") if nan_later.calls == 3 else 1.0)
+
+    nan_later.calls = 0
+    with pytest.raises(FloatingPointError, match="not finite at training step 2"):
+        make(TopKSAE, criterion=nan_later).fit(X)
+
+
+def test_a_device_number_that_is_not_there(X):
+    with pytest.raises(ValueError, match="device='cuda:99' was asked of TopKSAE, but this machine"):
+        make(TopKSAE, device="cuda:99").fit(X)
+
+
+def test_extractor_by_name_and_on_the_device(tiny_bert_path):
+    texts = ["the red house", "a dog", "no bird sees the old tree"] * 5
+    gpu, cpu = (Extractor(tiny_bert_path, "layer.1", device=d) for d in ("auto", "cpu"))
+    X, expected = gpu.fit_transform(texts), cpu.fit_transform(texts)
+    np.testing.assert_allclose(X, expected, atol=1e-4)
+    assert X.rows == expected.rows
+    half = Extractor(tiny_bert_path, "layer.1", dtype="bfloat16").fit_transform(texts)
+    assert half.dtype == np.float32
+    np.testing.assert_allclose(half, expected, atol=0.1)
