@@ -354,16 +354,27 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
                 group["lr"] = self.net_.lr
 
     def _train(self, data, continued):
+        saved = copy.deepcopy(self.module_.state_dict()) if continued else None
         try:
             self.net_.partial_fit(data)
         except KeyboardInterrupt:
             self._finish(data)
             raise
         except BaseException:
-            if not continued:
-                del self.net_
+            self._undo(saved)
             raise
         self._finish(data)
+
+    def _undo(self, saved):
+        """Go back to the weights before a call that failed, or to not fitted."""
+        if saved is None:
+            del self.net_
+            return
+        self.module_.load_state_dict(saved)
+        self.module_.eval()
+        self.net_.valid_data = None
+        self.net_.initialize_optimizer()  # its moments may be spoilt
+        self.net_.n_steps_ = self.n_steps_
 
     def _finish(self, data):
         """Leave the module ready to encode and measure what the fit achieved."""

@@ -83,7 +83,8 @@ def test_precision_in_is_precision_out(make, X, dtype):
 def test_float64_is_computed_in_float64(make, X):
     sae = make().fit(X.astype(np.float64))
     x = torch.from_numpy(X.astype(np.float64))
-    expected = sae.module_.encode(x)[1].detach().numpy()
+    expected = sae.encode(x).detach().numpy()
+    assert expected.dtype == np.float64
     np.testing.assert_allclose(dense(sae.transform(x)), expected, rtol=1e-12)
 
 

@@ -151,7 +151,7 @@ def test_a_passed_encoder_is_trained_as_a_copy(rows):
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     sae = TopKSAE(32, top_k=4, encoder_module=encoder, **QUICK).fit(rows)
     assert all(torch.equal(before[n], v) for n, v in encoder.state_dict().items())
-    trained = sae.module_.encoder.state_dict()
+    trained = sae.module_.encoder.cpu().state_dict()
     assert not all(torch.equal(before[n], v) for n, v in trained.items())
 
 

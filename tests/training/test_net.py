@@ -13,6 +13,7 @@ from skorch.exceptions import DeviceWarning
 
 from sksae import BatchTopKSAE, JumpReLUSAE, TopKSAE, VanillaSAE
 from sksae.datasets import make_activations
+from sksae.losses import mse
 from sksae.training import BatchIterator, RowBatches
 from sksae.training._data import InputStatistics
 
@@ -270,6 +271,8 @@ def test_a_failed_partial_fit_keeps_the_weights(X):
     with pytest.raises(FloatingPointError):
         sae.partial_fit(X)
     np.testing.assert_array_equal(sae.components_, before.components_)
+    sae.net_.criterion_.reconstruction = mse
+    assert sae.partial_fit(X).n_steps_ == before.n_steps_ + 4
 
 
 # -- half precision -----------------------------------------------------------------------
