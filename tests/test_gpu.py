@@ -84,6 +84,16 @@ def test_pickle_on_the_device(cls, X):
     twin.partial_fit(X)
 
 
+@pytest.mark.parametrize("cls", VARIANTS)
+def test_a_continued_fit_follows_the_device(cls, X):
+    sae = make(cls, warm_start=True).fit(X)
+    for device in ("cpu", "cuda"):
+        sae.set_params(device=device).fit(X)
+        assert sae.module_.decoder_bias.device.type == device
+        states = sae.net_.optimizer_.state.values()
+        assert all(state["exp_avg"].device.type == device for state in states)
+
+
 def test_a_loss_that_is_not_finite_names_its_step(X):
     def nan_later(x, x_hat, pre_codes, codes, dictionary):
         nan_later.calls += 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 from abc import ABCMeta, abstractmethod
 
@@ -16,11 +15,11 @@ from sklearn.utils.validation import check_is_fitted
 from .._device import resolve_device
 from .._sklearn import fit_context, output_container
 from ..activations._rows import rows_frame, rows_of, with_rows
-from ..losses import SAELoss, resolve_criterion
-from ..training import RowBatches, SAENet
+from ..training import RowBatches
 from ..training._data import InputStatistics
 from . import _parameters as parameters
 from ._input import CSRBuilder, check_codes, check_input, split_rows
+from ._nets import resume_net, start_net
 
 # Largest dense block of codes that transform holds at a time.
 _BLOCK_BYTES = 64 * 2**20
@@ -267,12 +266,12 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
             torch.manual_seed(seed)
             X_train, X_valid = self._split(X, rows, seed)
             if continued:
-                self._resume(epochs)
+                resume_net(self, device, epochs)
                 data = RowBatches(X_train, self._device, self.net_.dtype)
             else:
                 dtype = torch.float64 if X.dtype == np.float64 else torch.float32
                 data = RowBatches(X_train, device, dtype)
-                self.net_ = self._start(data, epochs, seed)
+                self.net_ = start_net(self, data, epochs, seed)
             if X_valid is not None:
                 self.net_.valid_data = RowBatches(X_valid, data.device, data.dtype)
             self._train(data, continued)
@@ -289,69 +288,6 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
             type(self).__name__,
         )
         return X[train], X[valid]
-
-    def _start(self, data, epochs, seed):
-        """Build the net, its module's units set from the data."""
-        statistics = InputStatistics.of(data)
-        parameters.check_dictionary_params(self, len(statistics.mean))
-        net = self._make_net(len(statistics.mean), data, epochs, seed).initialize()
-        parameters.check_encoder_output(self, net.module_)
-        net.module_.set_units(statistics.mean.to(data.device, data.dtype), statistics.scale)
-        return net
-
-    def _make_net(self, n_features, data, epochs, seed):
-        module_class, own = self._module()
-        return SAENet(
-            module_class,
-            SAELoss,
-            module__n_features=n_features,
-            module__nb_concepts=self.nb_concepts,
-            module__encoder_module=self.encoder_module,
-            module__dictionary_params=self.dictionary_params,
-            **{f"module__{name}": value for name, value in own.items()},
-            criterion__reconstruction=resolve_criterion(self.criterion, type(self).__name__),
-            criterion__terms=self._loss_terms(),
-            optimizer=self._optimizer(),
-            scheduler=parameters.make_scheduler(self),
-            dtype=data.dtype,
-            device=str(data.device),
-            seed=seed,
-            max_epochs=epochs,
-            **self._loop_parameters(),
-        )
-
-    def _loop_parameters(self):
-        """Give the net's parameters that may change between continued fits."""
-        return {
-            "lr": parameters.DEFAULT_LR if self.lr == "auto" else self.lr,
-            "batch_size": self.batch_size,
-            "clip_grad": self.clip_grad,
-            "amp_dtype": parameters.AMP_DTYPES[self.use_amp],
-            "max_nan_fallbacks": self.max_nan_fallbacks,
-            "monitoring": self.monitoring,
-            "verbose": self.verbose,
-            "callbacks": copy.deepcopy(self.callbacks),
-        }
-
-    def _optimizer(self):
-        if self.optimizer_class is None:
-            return functools.partial(torch.optim.Adam, fused=True, **(self.optimizer_params or {}))
-        return functools.partial(self.optimizer_class, **(self.optimizer_params or {}))
-
-    def _resume(self, epochs):
-        """Carry on with the fitted net, under the loop parameters as they are now."""
-        if self.nb_concepts != self._n_features_out:
-            raise ValueError(
-                f"nb_concepts={self.nb_concepts}, but this {type(self).__name__} was fitted with "
-                f"{self._n_features_out}. Set warm_start=False and call fit to start anew."
-            )
-        for name, value in self._loop_parameters().items():
-            setattr(self.net_, name, value)
-        self.net_.max_epochs = epochs
-        self.net_.initialize_callbacks()
-        if self.net_.optimizer_scheduler_ is None:
-            for group in self.net_.optimizer_.param_groups:
-                group["lr"] = self.net_.lr
 
     def _train(self, data, continued):
         saved = copy.deepcopy(self.module_.state_dict()) if continued else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
@@ -130,10 +129,3 @@ def check_encoder_output(estimator, module) -> None:
             f"codes), each of shape (n, nb_concepts) = {expected}, for input of shape "
             f"{tuple(rows.shape)}. Got {got}."
         ) from cause
-
-
-def make_scheduler(estimator) -> functools.partial | None:
-    """Give the function from an optimizer to its learning-rate scheduler."""
-    if estimator.scheduler_class in (None, "auto"):
-        return None
-    return functools.partial(estimator.scheduler_class, **(estimator.scheduler_params or {}))

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import re
 
 import joblib
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, KFold
 
-from sksae import TopKSAE
+from sksae import TopKSAE, VanillaSAE
+from sksae.losses import dead_neurons_reanimation
 from sksae.metrics import explained_variance
 
 
@@ -170,16 +172,43 @@ def test_fit_starts_anew_and_warm_start_continues(make, X):
     assert not np.array_equal(sae.components_, first)
 
 
-def test_warm_start_refuses_another_width(make, X):
-    sae = make(warm_start=True).fit(X).set_params(nb_concepts=30)
-    with pytest.raises(ValueError, match="nb_concepts=30, but this .* was fitted with 24. Set"):
-        sae.fit(X)
-
-
-def test_warm_start_takes_the_new_learning_rate(make, X):
+@pytest.mark.parametrize(
+    "change", [{"nb_concepts": 30}, {"encoder_module": "linear"}, {"dictionary_params": {}}]
+)
+def test_warm_start_refuses_another_structure(make, X, change):
     sae = make(warm_start=True).fit(X)
-    sae.set_params(lr=1e-12).fit(X)
-    assert sae.net_.optimizer_.param_groups[0]["lr"] == 1e-12
+    before = sae.get_params()
+    sae.set_params(**change)
+    ((name, value),) = change.items()
+    message = (
+        f"{name}={value!r}, but this {type(sae).__name__} was fitted with {before[name]!r}. Set "
+        "warm_start=False and call fit to start anew."
+    )
+    for method in (sae.fit, sae.partial_fit):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            method(X)
+    assert sae.set_params(warm_start=False).fit(X).n_iter_ == 2
+
+
+def test_warm_start_takes_the_new_parameters(make, X):
+    sae = make(warm_start=True).fit(X)
+    adam = sae.net_.optimizer_
+    sae.set_params(lr=1e-12, batch_size=500, criterion="dead_neurons_reanimation").fit(X)
+    assert sae.net_.optimizer_ is adam
+    assert adam.param_groups[0]["lr"] == 1e-12
+    assert sae.n_steps_ == 2 * 8 + 2
+    assert sae.net_.criterion_.reconstruction is dead_neurons_reanimation
+    sae.set_params(optimizer_class=torch.optim.SGD, optimizer_params={"momentum": 0.5}).fit(X)
+    assert isinstance(sae.net_.optimizer_, torch.optim.SGD)
+    assert sae.n_steps_ == 2 * 8 + 4
+
+
+def test_warm_start_takes_the_variants_own_parameters(X):
+    sae = TopKSAE(24, top_k=3, warm_start=True, nb_epochs=1, random_state=0).fit(X)
+    assert sae.set_params(top_k=2).fit(X).transform(X).getnnz(axis=1).max() == 2
+    sae = VanillaSAE(24, warm_start=True, nb_epochs=1, random_state=0).fit(X)
+    ((coefficient, _),) = sae.set_params(l1_coefficient=9.0).fit(X).net_.criterion_.terms
+    assert coefficient == 9.0
 
 
 def test_partial_fit_keeps_units_and_counts(make, X):
