@@ -29,6 +29,11 @@ def resolve_device(device: str | torch.device, owner: str) -> torch.device:
             f"The 'device' parameter of {owner} must be 'auto' or a torch device such as 'cpu' or "
             f"'cuda:0'. Got {device!r} instead."
         ) from exc
+    if found.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(
+            f"The 'device' parameter of {owner} must be 'auto', 'cpu', 'cuda' or 'mps', with or "
+            f"without a number. Got {str(device)!r} instead."
+        )
     n_cuda = torch.cuda.device_count() if found.type == "cuda" else 0
     missing = found.type == "cuda" and (found.index or 0) >= n_cuda
     if missing or (found.type == "mps" and not torch.backends.mps.is_available()):

@@ -8,6 +8,7 @@ decoder bias, so that predicting the bias alone has a mean squared error near 1.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Sequence
 from enum import Enum
@@ -175,7 +176,7 @@ def resolve_criterion(criterion, estimator_name: str) -> Callable[..., Tensor]:
     criterion : str, SAELossClasses, class or callable
         A key of ``CRITERIA``, a member of `SAELossClasses`, a class to instantiate
         without arguments, or a callable
-        ``(x, x_hat, pre_codes, codes, dictionary) -> scalar Tensor``.
+        ``(x, x_hat, pre_codes, codes, dictionary) -> scalar Tensor``. A module is copied.
     estimator_name : str
         For the error message.
 
@@ -193,15 +194,28 @@ def resolve_criterion(criterion, estimator_name: str) -> Callable[..., Tensor]:
         return CRITERIA[criterion]
     if isinstance(criterion, SAELossClasses):
         criterion = criterion.value
-    if inspect.isclass(criterion):
-        criterion = criterion()
-    if callable(criterion):
-        return criterion
+    if inspect.isclass(criterion) and _takes(criterion, 0):
+        return resolve_criterion(criterion(), estimator_name)
+    if callable(criterion) and not inspect.isclass(criterion) and _takes(criterion, 5):
+        return copy.deepcopy(criterion) if isinstance(criterion, nn.Module) else criterion
     raise ValueError(
         f"The 'criterion' parameter of {estimator_name} must be one of {sorted(CRITERIA)}, a "
-        "member of sksae.losses.SAELossClasses, a class, or a callable (x, x_hat, pre_codes, "
-        f"codes, dictionary). Got {criterion!r} instead."
+        "member of sksae.losses.SAELossClasses, a class to call without arguments, or a callable "
+        f"(x, x_hat, pre_codes, codes, dictionary). Got {criterion!r} instead."
     )
+
+
+def _takes(function, n_arguments: int) -> bool:
+    """Tell whether a callable takes that many positional arguments, as far as can be seen."""
+    if isinstance(function, nn.Module):
+        function = function.forward
+    try:
+        inspect.signature(function).bind(*[None] * n_arguments)
+    except TypeError:
+        return False
+    except ValueError:  # a builtin that does not tell
+        return True
+    return True
 
 
 class SAELoss(nn.Module):

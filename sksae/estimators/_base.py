@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 from abc import ABCMeta, abstractmethod
@@ -16,13 +17,18 @@ from .._device import resolve_device
 from .._sklearn import fit_context, output_container
 from ..activations._rows import rows_frame, rows_of, with_rows
 from ..training import RowBatches
-from ..training._data import InputStatistics
+from ..training._data import InputStatistics, rounding
 from . import _parameters as parameters
-from ._input import CSRBuilder, check_codes, check_input, split_rows
-from ._nets import resume_net, start_net
+from ._input import CSRBuilder, check_codes, check_input, check_tensor, split_rows
+from ._nets import (
+    draws_while_training,
+    restore_state,
+    resume_net,
+    save_state,
+    seeded,
+    start_net,
+)
 
-# Largest dense block of codes that transform holds at a time.
-_BLOCK_BYTES = 64 * 2**20
 _DIAGNOSTIC_ROWS = 8192
 
 
@@ -120,7 +126,7 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         One entry per epoch: train_loss, valid_loss (NaN without held-out rows),
         explained_variance, l0, dead_fraction, dur (seconds).
     n_iter_ : int
-        Epochs begun since the last start.
+        Epochs completed since the last start.
     n_steps_ : int
         Optimizer steps since the last start.
     l0_ : float
@@ -216,8 +222,7 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         Parameters
         ----------
         X : array-like, sparse matrix or torch.Tensor of shape (n_samples, n_features)
-            float64 is trained in float64, everything else in float32 (integers in
-            float64).
+            float32 and half precision are trained in float32, everything else in float64.
         y : object
             Ignored, whatever its length.
 
@@ -255,16 +260,28 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         return self._fit(X, epochs=1, continued=self.__sklearn_is_fitted__())
 
     def _fit(self, X, *, epochs, continued):
+        before = dict(vars(self))
+        try:
+            with _own_torch_context():
+                self._fit_rows(X, epochs, continued)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+        return self
+
+    def _fit_rows(self, X, epochs, continued):
         self._check_parameters()
-        parameters.check_encoder_name(self)
+        parameters.check_shared(self)
         device = resolve_device(self.device, type(self).__name__)
         rows = rows_of(X)
         X = check_input(self, X, reset=not continued, min_samples=1 if continued else 2)
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
-        forked = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=forked, device_type="cuda"):
-            torch.manual_seed(seed)
-            X_train, X_valid = self._split(X, rows, seed)
+        with seeded(seed, device):
+            # The seed of the first fit, so that a row held out once stays held out.
+            X_train, X_valid = self._split(X, rows, self.net_.seed if continued else seed)
             if continued:
                 resume_net(self, device, epochs)
                 data = RowBatches(X_train, self._device, self.net_.dtype)
@@ -272,10 +289,10 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
                 dtype = torch.float64 if X.dtype == np.float64 else torch.float32
                 data = RowBatches(X_train, device, dtype)
                 self.net_ = start_net(self, data, epochs, seed)
-            if X_valid is not None:
-                self.net_.valid_data = RowBatches(X_valid, data.device, data.dtype)
+        if X_valid is not None:
+            self.net_.valid_data = RowBatches(X_valid, data.device, data.dtype)
+        with seeded(seed, device) if draws_while_training(self) else contextlib.nullcontext():
             self._train(data, continued)
-        return self
 
     def _split(self, X, rows, seed):
         if self.validation_fraction is None:
@@ -290,43 +307,35 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         return X[train], X[valid]
 
     def _train(self, data, continued):
-        saved = copy.deepcopy(self.module_.state_dict()) if continued else None
+        saved = save_state(self.net_) if continued else None
         try:
             self.net_.partial_fit(data)
         except KeyboardInterrupt:
             self._finish(data)
             raise
         except BaseException:
-            self._undo(saved)
+            if continued:
+                restore_state(self.net_, saved)
             raise
         self._finish(data)
 
-    def _undo(self, saved):
-        """Go back to the weights before a call that failed, or to not fitted."""
-        if saved is None:
-            del self.net_
-            return
-        self.module_.load_state_dict(saved)
-        self.module_.eval()
-        self.net_.valid_data = None
-        self.net_.initialize_optimizer()  # its moments may be spoilt
-        self.net_.n_steps_ = self.n_steps_
-
     def _finish(self, data):
         """Leave the module ready to encode and measure what the fit achieved."""
-        self.net_.valid_data = None
-        self.module_.eval()
-        self.n_iter_ = len(self.net_.history)
-        self.n_steps_ = self.net_.n_steps_
-        self.backend_ = f"reference (plain torch on {data.device}: the only backend)"
-        silent = self.module_.samples_since_fired >= len(data)
+        net, module = self.net_, self.module_
+        net.valid_data = None
+        net.drop_unfinished_epoch()
+        net.optimizer_.zero_grad(set_to_none=True)
+        sample = torch.arange(0, len(data), -(-len(data) // _DIAGNOSTIC_ROWS))
+        batches = [data.take(index) for index in sample.split(int(self.batch_size))]
+        module.eval()
+        module.finish(batch / module.input_scale for batch in batches)
+        n_active = sum(int(torch.count_nonzero(self._codes(module, b))) for b in batches)
+        self.l0_ = n_active / len(sample)
+        silent = module.samples_since_fired >= len(data)
         self.dead_fraction_ = float(silent.double().mean())
-        rows = data.take(torch.arange(0, len(data), max(1, len(data) // _DIAGNOSTIC_ROWS)))
-        n_active = sum(
-            int(torch.count_nonzero(self._codes(self.module_, block)))
-            for block in rows.split(self._block_rows(rows.element_size()))
-        )
-        self.l0_ = n_active / len(rows)
+        self.n_iter_ = len(net.history)
+        self.n_steps_ = net.n_steps_
+        self.backend_ = f"reference (plain torch on {data.device}: the only backend)"
 
     # -- codes ----------------------------------------------------------------------
 
@@ -342,8 +351,8 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         Returns
         -------
         codes : CSR matrix or ndarray of shape (n_samples, nb_concepts)
-            In input units, float64 for float64 input and else float32. Carries the
-            ``.rows`` of ``X``, if it has them.
+            In input units, in float32 for float32 and half precision and else in float64.
+            Carries the ``.rows`` of ``X``, if it has them.
         """
         check_is_fitted(self)
         rows = rows_of(X)
@@ -363,7 +372,7 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         out = CSRBuilder(self._n_features_out) if self.sparse_output else None
         dense = None if out else np.empty((len(data), self._n_features_out), dtype=X.dtype)
         start = 0
-        for block in data.blocks(self._block_rows(X.dtype.itemsize)):
+        for block in data.blocks(self._n_features_out):
             codes = self._codes(module, block)
             if out is not None:
                 out.add(codes)
@@ -373,9 +382,9 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         return dense if out is None else out.build()
 
     @staticmethod
-    @torch.no_grad()
     def _codes(module, x):
-        return module.encode(x)[1]
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            return module.encode(x)[1]
 
     def _reader(self, X):
         """Give the module in the precision of X, in evaluation mode, and X as batches."""
@@ -384,9 +393,6 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         if module.decoder_bias.dtype != dtype:
             module = copy.deepcopy(module).to(dtype)
         return module, RowBatches(X, self._device, dtype)
-
-    def _block_rows(self, itemsize):
-        return max(1, _BLOCK_BYTES // (self._n_features_out * itemsize))
 
     def inverse_transform(self, Z):
         """Decode: ``Z @ components_ + decoder_bias_``.
@@ -428,12 +434,13 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         X = check_input(self, X, reset=False)
         module, data = self._reader(X)
         error = 0.0
-        with torch.no_grad():
-            for x in data.blocks(self._block_rows(X.dtype.itemsize)):
-                error += float((x - module(x)[-1]).square().sum(dtype=torch.float64))
-        total = InputStatistics.of(data).variance * X.shape[0] * X.shape[1]
+        statistics = InputStatistics.of(data)
+        with torch.no_grad(), torch.autocast(data.device.type, enabled=False):
+            for x in data.blocks(self._n_features_out):
+                error += float((x - module(x)[-1]).double().square().sum())
+        total = statistics.variance * X.shape[0] * X.shape[1]
         if total == 0:
-            return 1.0 if error == 0 else 0.0
+            return float(error <= rounding(statistics.mean) * X.shape[0] * X.shape[1])
         return 1 - error / total
 
     # -- tensors --------------------------------------------------------------------
@@ -444,7 +451,8 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         Parameters
         ----------
         x : torch.Tensor of shape (n, n_features)
-            On any device; the computation runs on the module's.
+            On any device and of any float dtype; the computation runs on the module's
+            device and in its precision.
 
         Returns
         -------
@@ -453,6 +461,7 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         """
         check_is_fitted(self)
         bias = self.module_.decoder_bias
+        check_tensor(x, "x", len(bias), type(self).__name__)
         return self.module_.eval().encode(x.to(bias.device, bias.dtype))[1].to(x.device)
 
     def decode(self, z):
@@ -469,6 +478,7 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         """
         check_is_fitted(self)
         bias = self.module_.decoder_bias
+        check_tensor(z, "z", self._n_features_out, type(self).__name__)
         return self.module_.eval().decode(z.to(bias.device, bias.dtype)).to(z.device)
 
     def get_dictionary(self):
@@ -528,6 +538,18 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         from ..modules._overcomplete import rebuild_estimator
 
         return rebuild_estimator, (type(self),), self.__getstate__()
+
+
+@contextlib.contextmanager
+def _own_torch_context():
+    """Train as if the caller were in no autocast, no_grad or inference_mode block."""
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
+        yield
 
 
 def _array(tensor):

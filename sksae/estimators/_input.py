@@ -19,6 +19,11 @@ def to_array(X, owner: str):
         For three dimensions or more, with the way to flatten them.
     """
     if isinstance(X, torch.Tensor):
+        if X.layout is not torch.strided:
+            raise TypeError(
+                f"{owner} takes dense tensors, got one of layout {X.layout}. Use X.to_dense(), or "
+                "a scipy CSR matrix."
+            )
         X = X.detach()
         X = (X.float() if X.dtype in (torch.float16, torch.bfloat16) else X).cpu().numpy()
     if getattr(X, "ndim", 2) > 2:
@@ -41,6 +46,28 @@ def check_input(estimator, X, *, reset: bool, min_samples: int = 1):
         dtype=_DTYPES,
         ensure_min_samples=min_samples,
     )
+
+
+def check_tensor(tensor, name: str, n_columns: int, owner: str) -> None:
+    """Refuse what `encode` and `decode` cannot take.
+
+    Raises
+    ------
+    TypeError
+        If it is no tensor.
+    ValueError
+        If it has another width.
+    """
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(
+            f"{name} must be a torch.Tensor, got {type(tensor).__name__}. For arrays and frames "
+            f"use transform and inverse_transform of {owner}."
+        )
+    if tensor.shape[-1:] != (n_columns,):
+        raise ValueError(
+            f"{name} must have {n_columns} columns for this {owner}, got shape "
+            f"{tuple(tensor.shape)}."
+        )
 
 
 def check_codes(estimator, Z, nb_concepts: int):

@@ -68,8 +68,36 @@ def check_top_k(estimator) -> None:
         )
 
 
-def check_encoder_name(estimator) -> None:
-    """Refuse the names of encoders that do not take vectors."""
+def check_shared(estimator) -> None:
+    """Check what the constraints of single parameters cannot."""
+    _check_encoder_name(estimator)
+    _check_callbacks(estimator)
+    if "lr" in (estimator.optimizer_params or {}):
+        raise ValueError(
+            f"The learning rate of {type(estimator).__name__} is its parameter 'lr'; "
+            "'optimizer_params' must not hold another one. Use lr="
+            f"{estimator.optimizer_params['lr']!r}."
+        )
+
+
+def _check_callbacks(estimator) -> None:
+    for item in estimator.callbacks or []:
+        callback = item[1] if isinstance(item, tuple) and len(item) == 2 else item
+        if not hasattr(callback, "on_epoch_end"):
+            raise ValueError(
+                f"The 'callbacks' parameter of {type(estimator).__name__} must be a list of skorch "
+                f"callbacks, or of (name, callback). Got {item!r} in it."
+            )
+        monitor = getattr(callback, "monitor", None)
+        if estimator.validation_fraction is None and str(monitor).startswith("valid_loss"):
+            raise ValueError(
+                f"{type(callback).__name__} monitors {monitor!r}, which "
+                f"{type(estimator).__name__} has only with held-out rows. Set "
+                "validation_fraction, or monitor 'train_loss'."
+            )
+
+
+def _check_encoder_name(estimator) -> None:
     from ..modules import VECTOR_ENCODERS, load_overcomplete_sae
 
     name = estimator.encoder_module
@@ -109,6 +137,8 @@ def check_dictionary_params(estimator, n_features: int) -> None:
             f"{owner} must hold an 'initializer' of shape (nb_concepts, n_features) = {expected}. "
             f"Got shape {np.shape(initializer)} instead."
         )
+    if initializer is not None and not np.any(np.asarray(initializer), axis=-1).all():
+        raise ValueError(f"{owner} must hold an 'initializer' without rows of zeros.")
 
 
 def check_encoder_output(estimator, module) -> None:

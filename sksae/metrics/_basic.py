@@ -41,10 +41,13 @@ def explained_variance(X, X_hat) -> float:
     X, X_hat = _dense(X), _dense(X_hat)
     if X.shape != X_hat.shape:
         raise ValueError(f"X has shape {X.shape} but its reconstruction has {X_hat.shape}.")
-    error = float(np.square(X - X_hat, dtype=np.float64).sum())
-    total = float(np.square(X - X.mean(axis=0, dtype=np.float64)).sum())
-    if total == 0:
-        return 1.0 if error == 0 else 0.0
+    X, X_hat = X.astype(np.float64), X_hat.astype(np.float64)
+    mean = X.mean(axis=0)
+    error = float(np.square(X - X_hat).sum())
+    total = float(np.square(X - mean).sum())
+    rounding = X.size * (4 * np.finfo(np.float64).eps * np.abs(mean).max()) ** 2
+    if total <= rounding:
+        return 1.0 if error <= rounding else 0.0
     return 1 - error / total
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -138,6 +139,9 @@ class SAEModule:
     def after_step(self) -> None:
         """Restore, after an optimiser step, what the step may have broken: unit norms."""
         self.dictionary.project_()
+
+    def finish(self, batches: Iterable[Tensor]) -> None:
+        """Estimate, on scaled batches, what encoding needs beside the trained weights."""
 
     @torch.no_grad()
     def count_fired(self, codes: Tensor) -> None:

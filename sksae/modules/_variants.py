@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 from ._base import SAEModule
 from ._jumprelu import jump_relu, step
 from ._overcomplete import overcomplete_sae
+
+_INITIAL_THRESHOLD = 0.5
 
 
 class VanillaModule(SAEModule, overcomplete_sae.SAE):
@@ -51,6 +54,18 @@ class BatchTopKModule(SAEModule, overcomplete_sae.BatchTopKSAE):
         return relu_codes * ((relu_codes >= threshold) & (relu_codes > 0))
 
     @torch.no_grad()
+    def finish(self, batches: Iterable[Tensor]) -> None:
+        """Estimate the threshold anew with the final weights, from scaled batches.
+
+        During training the weights move on, and the running mean lags behind them.
+        """
+        self.running_threshold.fill_(torch.nan)
+        self.train()  # type: ignore[attr-defined]
+        for u in batches:
+            self.encode_scaled(u)
+        self.eval()  # type: ignore[attr-defined]
+
+    @torch.no_grad()
     def _batch_threshold(self, codes: Tensor) -> Tensor:
         n_kept = min(self.top_k * len(codes), codes.numel())
         threshold = codes.flatten().topk(n_kept, sorted=False).values.min()
@@ -76,14 +91,13 @@ class JumpReLUModule(SAEModule, overcomplete_sae.JumpSAE):
         *,
         kernel: str,
         bandwidth: float,
-        initial_threshold: float = 0.5,
         **params: Any,
     ) -> None:
         super().__init__(n_features, nb_concepts, kernel=kernel, bandwidth=bandwidth, **params)
         self.kernel = kernel
         self.bandwidth = float(bandwidth)
         with torch.no_grad():
-            self.thresholds.fill_(initial_threshold).log_()
+            self.thresholds.fill_(_INITIAL_THRESHOLD).log_()
 
     def sparsify(self, pre_codes: Tensor, relu_codes: Tensor) -> Tensor:
         """Zero the pre-codes that do not exceed their threshold."""

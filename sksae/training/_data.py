@@ -11,13 +11,13 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-_STATISTICS_BLOCK = 16_384
+_BLOCK_BYTES = 32 * 2**20
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
     """Give a tensor that shares the memory of an array; it must not be written to."""
     array = np.asarray(array)
-    if any(s < 0 for s in array.strides):
+    if any(s < 0 or s % array.itemsize for s in array.strides):  # torch has no such strides
         array = np.ascontiguousarray(array)
     with warnings.catch_warnings():  # a read-only array or memory map is only read here
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -42,6 +42,11 @@ class RowBatches:
         if isinstance(self.rows, Tensor) and _fits_device(self.rows, device):
             self.rows = self.rows.to(device)
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of rows and of features."""
+        return tuple(self.rows.shape)
+
     def __len__(self) -> int:
         return self.rows.shape[0]
 
@@ -57,8 +62,16 @@ class RowBatches:
             batch = torch.from_numpy(self.rows[key].toarray())
         return batch.to(self.device, self.dtype, non_blocking=True)
 
-    def blocks(self, size: int) -> Iterator[Tensor]:
-        """Give the rows in order, ``size`` at a time."""
+    def blocks(self, n_columns: int = 0) -> Iterator[Tensor]:
+        """Give the rows in order, in blocks of up to 32 MiB.
+
+        Parameters
+        ----------
+        n_columns : int
+            Width of what is made of a block, if that is more than its own.
+        """
+        width = max(self.shape[1], n_columns) * self.dtype.itemsize
+        size = max(1, _BLOCK_BYTES // width)
         for start in range(0, len(self), size):
             yield self.take(slice(start, start + size))
 
@@ -131,8 +144,13 @@ class InputStatistics:
     @classmethod
     def of(cls, data: RowBatches) -> InputStatistics:
         """Compute the statistics in two passes, in float64."""
-        n = len(data)
-        sums = [b.double().sum(dim=0) for b in data.blocks(_STATISTICS_BLOCK)]
-        mean = torch.stack(sums).sum(dim=0) / n
-        squares = sum((b.double() - mean).square().sum() for b in data.blocks(_STATISTICS_BLOCK))
-        return cls(mean, float(squares) / (n * len(mean)))
+        sums = [b.double().sum(dim=0) for b in data.blocks()]
+        mean = torch.stack(sums).sum(dim=0) / len(data)
+        squares = [(b.double() - mean).square().sum() for b in data.blocks()]
+        variance = float(torch.stack(squares).sum()) / (len(data) * len(mean))
+        return cls(mean, variance if variance > rounding(mean) else 0.0)
+
+
+def rounding(mean: Tensor) -> float:
+    """Give the variance that rounding alone gives to constant data of this mean."""
+    return (4 * torch.finfo(mean.dtype).eps * float(mean.abs().max())) ** 2

@@ -9,6 +9,8 @@ Ctrl-C is raised again.
 from __future__ import annotations
 
 import contextlib
+import inspect
+import math
 import warnings
 
 import torch
@@ -150,6 +152,7 @@ class SAENet(NeuralNet):
         """Run one pass over the batches and write its totals into the history."""
         if iterator is None:
             self.history.record(f"{prefix}_loss", float("nan"))
+            self.history.record(f"{prefix}_loss_best", False)
             return
         totals = EpochTotals(self.module_, self._device())
         self._set_training(training)
@@ -187,12 +190,21 @@ class SAENet(NeuralNet):
     def _record_epoch(self, totals, prefix, training):
         """Write the epoch keys; those of held-out rows replace those of training."""
         values = totals.read(self.n_steps_ if training else None)
+        best = min((e.get(f"{prefix}_loss", math.inf) for e in self.history[:-1]), default=math.inf)
         self.history.record(f"{prefix}_loss", values.loss)
+        self.history.record(f"{prefix}_loss_best", values.loss < best)
+        if not self.history[-1]["batches"]:  # skorch's Checkpoint asks for the last batch
+            self.history.new_batch()
         self.history.record(f"{prefix}_batch_count", values.n_batches)
         self.history.record("explained_variance", values.explained_variance)
         self.history.record("l0", values.l0)
         if training:
             self.history.record("dead_fraction", values.dead_fraction)
+
+    def drop_unfinished_epoch(self):
+        """Take an interrupted epoch out of the history."""
+        if len(self.history) and "dur" not in self.history[-1]:
+            del self.history[-1]
 
     def _overridden_by_callbacks(self, *names):
         return any(
@@ -314,5 +326,5 @@ def _raised_by_callback(exc, callbacks, method_name):
     traceback = exc.__traceback__
     while traceback.tb_next is not None:
         traceback = traceback.tb_next
-    codes = [getattr(type(cb), method_name).__code__ for _, cb in callbacks]
-    return traceback.tb_frame.f_code in codes
+    hooks = [inspect.unwrap(getattr(type(cb), method_name)) for _, cb in callbacks]
+    return traceback.tb_frame.f_code in [getattr(hook, "__code__", None) for hook in hooks]

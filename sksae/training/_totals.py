@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ._data import rounding
+
 
 @dataclass(frozen=True)
 class EpochValues:
@@ -44,7 +46,7 @@ class EpochTotals:
         n = len(u)
         loss = step["loss"].double()
         self.loss += n * loss
-        self.error += (u - step["y_pred"]).square().sum()
+        self.error += (u - step["y_pred"]).square().sum(dtype=torch.float64)
         self.active += torch.count_nonzero(step["codes"])
         if self.n_batches == 0:
             # Near the mean, so that the difference of the two sums keeps its digits.
@@ -75,6 +77,8 @@ class EpochTotals:
         if n_steps is not None and first_bad >= 0:
             raise not_finite(n_steps - self.n_batches + first_bad)
         total = float((self.sum_squares - self.sum.square() / n).sum())
+        if total <= n * len(self.sum) * rounding(self.shift.double()):
+            total = 0.0
         dead = self.module.samples_since_fired >= n
         return EpochValues(
             loss=float(self.loss) / n,

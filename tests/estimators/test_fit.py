@@ -4,17 +4,25 @@ import copy
 import io
 import pickle
 import re
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import joblib
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, KFold
 
 from sksae import TopKSAE, VanillaSAE
 from sksae.losses import dead_neurons_reanimation
 from sksae.metrics import explained_variance
+from sksae.modules import load_overcomplete_sae
+
+
+def absolute_error(x, x_hat, pre_codes, codes, dictionary):
+    return (x - x_hat).abs().mean()
 
 
 def codes_of(sae, X):
@@ -140,7 +148,7 @@ def test_blocks_of_transform_do_not_show(make, X, monkeypatch):
     sae = make().fit(X)
     whole, dense_sae = codes_of(sae, X), copy.deepcopy(sae).set_params(sparse_output=False)
     score = sae.score(X)
-    monkeypatch.setattr("sksae.estimators._base._BLOCK_BYTES", 7 * 24 * 4)
+    monkeypatch.setattr("sksae.training._data._BLOCK_BYTES", 7 * 24 * 4)
     np.testing.assert_allclose(codes_of(sae, X), whole, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(dense_sae.transform(X), whole, rtol=1e-5, atol=1e-6)
     assert sae.score(X) == pytest.approx(score, abs=1e-6)
@@ -157,6 +165,78 @@ def test_tensors_are_differentiable_both_ways(make, X):
     assert sae.has_differentiable_concept_encoder
     assert sae.has_differentiable_concept_decoder
     assert sae.get_dictionary().shape == (24, 12)
+
+
+def test_tensors_of_the_wrong_kind(make, X):
+    sae = make().fit(X)
+    name = type(sae).__name__
+    with pytest.raises(TypeError, match=f"x must be a torch.Tensor, got ndarray. .* of {name}."):
+        sae.encode(X)
+    with pytest.raises(ValueError, match=f"z must have 24 columns for this {name}, got shape"):
+        sae.decode(torch.zeros(2, 5))
+
+
+# -- surroundings -------------------------------------------------------------------------
+
+
+def test_the_callers_torch_contexts_do_not_leak_in(make, X):
+    expected = make().fit(X)
+    codes, score = codes_of(expected, X), expected.score(X)
+    for context in (torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)):
+        with context:
+            sae = make().fit(X)
+            np.testing.assert_array_equal(codes_of(sae, X), codes)
+            assert sae.score(X) == score
+
+
+def test_fits_in_threads_are_those_of_one_after_the_other(make, X):
+    def fit(seed):
+        return make(random_state=seed).fit(X).components_
+
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    expected = [fit(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(fit, range(4)))
+    np.testing.assert_array_equal(found, expected)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_numpy_scalars_as_parameters(make, X):
+    sae = make(
+        nb_concepts=np.int64(16),
+        nb_epochs=np.int32(1),
+        batch_size=np.int64(50),
+        lr=np.float32(1e-3),
+        validation_fraction=np.float64(0.2),
+        monitoring=np.int64(2),
+        verbose=np.int64(0),
+    ).fit(X)
+    assert sae.transform(X).shape == (500, 16)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e20])
+def test_score_in_extreme_units(make, X, scale):
+    sae = make().fit(X.astype(np.float64))
+    assert make().fit(scale * X).score(scale * X) == pytest.approx(sae.score(X), abs=1e-2)
+
+
+def test_constant_data_that_is_not_exact_in_binary(make):
+    X = np.full((37, 5), 3.3)
+    sae = make().fit(X)
+    assert sae.module_.input_scale == 1
+    np.testing.assert_allclose(sae.inverse_transform(sae.transform(X)), X, rtol=1e-2)
+    assert 0 <= sae.score(X) <= 1
+
+
+def test_wide_sparse_input_is_not_made_dense_at_once(make):
+    X = sparse.random(3000, 10_000, density=1e-3, format="csr", dtype=np.float32, random_state=0)
+    tracemalloc.start()
+    sae = make(nb_concepts=8, nb_epochs=1).fit(X)
+    sae.transform(X)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < X.shape[0] * X.shape[1] * 4
 
 
 # -- continuing ---------------------------------------------------------------------------
@@ -233,6 +313,34 @@ def test_partial_fit_learns_over_chunks(make, X):
     assert sae.score(X) > early
 
 
+@pytest.mark.parametrize("copied", [lambda sae: pickle.loads(pickle.dumps(sae)), copy.deepcopy])
+@pytest.mark.parametrize(
+    "structure",
+    [
+        {"encoder_module": "linear"},
+        {"dictionary_params": {"initializer": np.eye(24, 12) + 1}},
+        {"encoder_module": load_overcomplete_sae().MLPEncoder(12, 24, nb_blocks=0)},
+        {"criterion": absolute_error},
+    ],
+    ids=lambda s: next(iter(s)),
+)
+def test_copies_with_structure_continue(X, structure, copied):
+    sae = TopKSAE(24, top_k=3, nb_epochs=1, random_state=0, **structure).fit(X)
+    twin = copied(sae).partial_fit(X)
+    np.testing.assert_array_equal(twin.components_, sae.partial_fit(X).components_)
+    if "dictionary_params" in structure:
+        equal = {"initializer": structure["dictionary_params"]["initializer"].copy()}
+        twin.set_params(dictionary_params=equal).partial_fit(X)
+
+
+def test_held_out_rows_stay_held_out(make, X):
+    sae = make(random_state=None, validation_fraction=0.2).fit(X)
+    splits = []
+    split, sae._split = sae._split, lambda *args: splits.append(split(*args)) or splits[-1]
+    sae.partial_fit(X).partial_fit(X)
+    np.testing.assert_array_equal(splits[0][1], splits[1][1])
+
+
 # -- stopping -----------------------------------------------------------------------------
 
 
@@ -255,6 +363,7 @@ def test_ctrl_c_is_raised_again_and_leaves_a_usable_estimator(make, X, at):
     with pytest.raises(KeyboardInterrupt):
         sae.fit(X)
     assert sae.n_steps_ == at - 1
+    assert sae.n_iter_ == len(sae.history_) == (at - 1) // 8
     assert np.isfinite(sae.score(X))
     assert sae.transform(X).shape == (500, 24)
     pickle.loads(pickle.dumps(sae)).transform(X)
@@ -269,6 +378,15 @@ def test_a_failed_fit_leaves_no_half_fitted_estimator(make, X):
     with pytest.raises(RuntimeError, match="broken criterion"):
         sae.fit(X)
     assert not hasattr(sae, "components_")
+
+
+def test_a_refused_fit_leaves_the_last_one_as_it_was(make, X):
+    sae = make().fit(X)
+    codes = codes_of(sae, X)
+    with pytest.raises(ValueError, match="takes the keys initializer"):
+        sae.set_params(dictionary_params={"bogus": 1}).fit(X[:, :8])
+    assert sae.n_features_in_ == 12
+    np.testing.assert_array_equal(codes_of(sae, X), codes)
 
 
 # -- model selection ----------------------------------------------------------------------

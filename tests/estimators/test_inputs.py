@@ -169,8 +169,9 @@ def test_parameters_are_named_when_refused(make, X, params, message):
 def test_unknown_criterion(make, X):
     with raises(
         f"The 'criterion' parameter of {type(make()).__name__} must be one of "
-        "['dead_neurons_reanimation', 'mse'], a member of sksae.losses.SAELossClasses, a class, or "
-        "a callable (x, x_hat, pre_codes, codes, dictionary). Got 'huber' instead."
+        "['dead_neurons_reanimation', 'mse'], a member of sksae.losses.SAELossClasses, a class to "
+        "call without arguments, or a callable (x, x_hat, pre_codes, codes, dictionary). Got "
+        "'huber' instead."
     ):
         make(criterion="huber").fit(X)
 

@@ -64,6 +64,12 @@ def test_batchtopk_has_k_codes_on_average(rows):
     assert sae.history_[-1]["l0"] == pytest.approx(5, rel=1e-3)
 
 
+@pytest.mark.parametrize("n", [300, 1000, 2000])
+def test_batchtopk_keeps_its_budget_in_short_fits(rows, n):
+    sae = BatchTopKSAE(64, top_k=8, random_state=0).fit(rows[:n])
+    assert sae.l0_ == pytest.approx(8, rel=0.03)
+
+
 def test_batchtopk_threshold_is_the_smallest_code(rows):
     sae = BatchTopKSAE(64, top_k=5, **QUICK).fit(rows)
     smallest = sae.transform(rows).data.min()
@@ -188,6 +194,11 @@ def test_multiplier_is_trained_and_part_of_the_dictionary(rows):
             {"initializer": np.zeros((3, 3))},
             "The 'dictionary_params' parameter of TopKSAE must hold an 'initializer' of shape "
             "(nb_concepts, n_features) = (32, 16). Got shape (3, 3) instead.",
+        ),
+        (
+            {"initializer": np.eye(32, 16)},
+            "The 'dictionary_params' parameter of TopKSAE must hold an 'initializer' without rows "
+            "of zeros.",
         ),
         (
             {"normalization": "l3"},

@@ -8,7 +8,14 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from skorch.callbacks import Callback, Checkpoint, EarlyStopping, EpochScoring, LRScheduler
+from skorch.callbacks import (
+    Callback,
+    Checkpoint,
+    EarlyStopping,
+    EpochScoring,
+    LRScheduler,
+    TrainEndCheckpoint,
+)
 from skorch.exceptions import DeviceWarning
 
 from sksae import BatchTopKSAE, JumpReLUSAE, TopKSAE, VanillaSAE
@@ -104,7 +111,7 @@ def test_held_out_values_replace_training_ones(X):
 
 
 def test_no_batch_entries_unless_asked_for(X):
-    assert topk().fit(X).history_[-1]["batches"] == []
+    assert topk().fit(X).history_[-1]["batches"] == [{}]
 
 
 def test_monitoring_every_n_steps(X):
@@ -175,16 +182,38 @@ def test_predict_of_the_net_reconstructs(X):
     )
 
 
-def test_checkpoint_and_scheduler_callbacks(X, tmp_path):
-    callbacks = [
-        Checkpoint(monitor="train_loss_best", dirname=str(tmp_path)),
-        LRScheduler("StepLR", step_size=1, gamma=0.5),
-        EpochScoring(lambda net, X, y=None: 0.0, name="train_loss_best"),
-    ][:2]
-    callbacks[0].set_params(monitor=None)
-    sae = topk(callbacks=callbacks, lr=0.1).fit(X)
+@pytest.mark.parametrize("monitor", [None, "train_loss_best", "valid_loss_best"])
+def test_checkpoint(X, tmp_path, monitor):
+    checkpoint = Checkpoint(monitor=monitor, dirname=str(tmp_path))
+    fraction = 0.2 if monitor == "valid_loss_best" else None
+    topk(callbacks=[checkpoint], validation_fraction=fraction).fit(X)
     assert (tmp_path / "params.pt").exists()
+
+
+def test_checkpoint_at_the_end(X, tmp_path):
+    topk(callbacks=[TrainEndCheckpoint(dirname=str(tmp_path))]).fit(X)
+    assert (tmp_path / "train_end_params.pt").exists()
+
+
+def test_learning_rate_scheduler_as_a_callback(X):
+    scheduler = LRScheduler("StepLR", step_size=1, gamma=0.5)
+    sae = topk(callbacks=[scheduler], lr=0.1).fit(X)
     assert sae.net_.optimizer_.param_groups[0]["lr"] == pytest.approx(0.025)
+
+
+@pytest.mark.parametrize("callback", [EarlyStopping(), ("stop", EarlyStopping())])
+def test_a_callback_that_waits_for_held_out_rows(X, callback):
+    with pytest.raises(
+        ValueError,
+        match="EarlyStopping monitors 'valid_loss', which TopKSAE has only with held-out rows. Set "
+        "validation_fraction, or monitor 'train_loss'.",
+    ):
+        topk(callbacks=[callback]).fit(X)
+
+
+def test_what_is_no_callback(X):
+    with pytest.raises(ValueError, match="must be a list of skorch callbacks, .* Got 3 in it."):
+        topk(callbacks=[3]).fit(X)
 
 
 class Interrupting(Callback):
@@ -223,6 +252,20 @@ def test_optimizer_and_scheduler_classes(X):
 def test_an_optimizer_that_needs_a_closure(X):
     sae = topk(optimizer_class=torch.optim.LBFGS, lr=0.1, batch_size=400).fit(X)
     assert np.isfinite(sae.score(X))
+
+
+def test_the_default_optimizer_takes_its_other_forms(X):
+    topk(optimizer_params={"foreach": True}).fit(X)
+
+
+def test_a_learning_rate_among_the_optimizer_params(X):
+    with pytest.raises(ValueError, match="'optimizer_params' must not hold another one. Use lr=0"):
+        topk(optimizer_params={"lr": 0.5}).fit(X)
+
+
+def test_a_scheduler_that_needs_a_metric(X):
+    with pytest.raises(ValueError, match="stepped after each batch, but ReduceLROnPlateau needs a"):
+        topk(scheduler_class=torch.optim.lr_scheduler.ReduceLROnPlateau).fit(X)
 
 
 class LargestNorm(Callback):
@@ -271,6 +314,44 @@ def test_a_failed_partial_fit_keeps_the_weights(X):
         sae.partial_fit(X)
     np.testing.assert_array_equal(sae.components_, before.components_)
     assert sae.set_params(criterion="mse").partial_fit(X).n_steps_ == before.n_steps_ + 4
+
+
+def test_a_failed_continuation_leaves_no_trace_in_the_history(X):
+    sae = topk().fit(X)
+    with pytest.raises(FloatingPointError):
+        sae.set_params(criterion=NaNAt(6)).partial_fit(np.tile(X, (2, 1)))
+    assert sae.set_params(criterion="mse").partial_fit(X).n_iter_ == 3
+    assert np.isfinite(sae.history_[:, "train_loss"]).all()
+
+
+class Learnt(torch.nn.Module):
+    """A criterion with a parameter of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x, x_hat, pre_codes, codes, dictionary):
+        return (x - x_hat).square().mean() * self.weight.exp()
+
+
+def test_a_criterion_with_parameters_is_copied_trained_and_kept(X):
+    mine = Learnt()
+    sae = topk(criterion=mine).fit(X.astype(np.float64))
+    assert mine.weight == 1
+    learnt = sae.net_.criterion_.reconstruction.weight
+    assert learnt.dtype == torch.float64
+    assert learnt != 1
+    before = learnt.item()
+    sae.partial_fit(X)
+    assert sae.net_.criterion_.reconstruction.weight is learnt
+    assert learnt.item() != before
+
+
+@pytest.mark.parametrize("criterion", [torch.nn.MSELoss, torch.nn.MSELoss(), lambda x, y: x])
+def test_a_criterion_of_other_arguments(X, criterion):
+    with pytest.raises(ValueError, match="or a callable .x, x_hat, pre_codes, codes, dictionary.."):
+        topk(criterion=criterion).fit(X)
 
 
 # -- half precision -----------------------------------------------------------------------
