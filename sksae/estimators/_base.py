@@ -326,10 +326,12 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         net.drop_unfinished_epoch()
         net.optimizer_.zero_grad(set_to_none=True)
         sample = torch.arange(0, len(data), -(-len(data) // _DIAGNOSTIC_ROWS))
-        batches = [data.take(index) for index in sample.split(int(self.batch_size))]
+        batches = sample.split(int(self.batch_size))
         module.eval()
-        module.finish(batch / module.input_scale for batch in batches)
-        n_active = sum(int(torch.count_nonzero(self._codes(module, b))) for b in batches)
+        module.finish(data.take(index) / module.input_scale for index in batches)
+        n_active = sum(
+            int(torch.count_nonzero(self._codes(module, data.take(index)))) for index in batches
+        )
         self.l0_ = n_active / len(sample)
         silent = module.samples_since_fired >= len(data)
         self.dead_fraction_ = float(silent.double().mean())

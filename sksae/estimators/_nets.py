@@ -103,7 +103,7 @@ def resume_net(estimator, device: torch.device, epochs: int) -> None:
     net = estimator.net_
     _check_structure(estimator)
     for name, value in estimator._module()[1].items():
-        setattr(net.module_, name, value)
+        _set_own(net.module_, name, value)
     net.criterion_.terms = estimator._loss_terms()
     if not _same(estimator.criterion, estimator._fitted_with["criterion"]):
         net.criterion_.reconstruction = _reconstruction(estimator)
@@ -115,6 +115,15 @@ def resume_net(estimator, device: torch.device, epochs: int) -> None:
     net.initialize_callbacks()
     _move(net, device)
     _resume_optimizer(net, _optimizer(estimator), _scheduler(estimator))
+
+
+@torch.no_grad()
+def _set_own(module, name: str, value) -> None:
+    held = getattr(module, name)
+    if isinstance(held, torch.Tensor):
+        held.fill_(value)
+    else:
+        setattr(module, name, value)
 
 
 def _check_structure(estimator) -> None:
