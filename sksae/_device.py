@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 
 
-def resolve_device(device: str | torch.device, owner: str) -> torch.device:
+def resolve_device(
+    device: str | torch.device, owner: str, kinds: tuple[str, ...] | None = None
+) -> torch.device:
     """Give the torch device that a ``device`` parameter names.
 
     Parameters
@@ -14,6 +16,8 @@ def resolve_device(device: str | torch.device, owner: str) -> torch.device:
         ``"auto"`` is CUDA where there is a CUDA device, else the CPU.
     owner : str
         Class name, for the error message.
+    kinds : tuple of str, optional
+        The kinds of device that will do; by default any.
 
     Raises
     ------
@@ -29,10 +33,10 @@ def resolve_device(device: str | torch.device, owner: str) -> torch.device:
             f"The 'device' parameter of {owner} must be 'auto' or a torch device such as 'cpu' or "
             f"'cuda:0'. Got {device!r} instead."
         ) from exc
-    if found.type not in ("cpu", "cuda", "mps"):
+    if kinds is not None and found.type not in kinds:
         raise ValueError(
-            f"The 'device' parameter of {owner} must be 'auto', 'cpu', 'cuda' or 'mps', with or "
-            f"without a number. Got {str(device)!r} instead."
+            f"The 'device' parameter of {owner} must be 'auto' or one of {', '.join(kinds)}, with "
+            f"or without a number. Got {str(device)!r} instead."
         )
     n_cuda = torch.cuda.device_count() if found.type == "cuda" else 0
     missing = found.type == "cuda" and (found.index or 0) >= n_cuda

@@ -275,7 +275,7 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
     def _fit_rows(self, X, epochs, continued):
         self._check_parameters()
         parameters.check_shared(self)
-        device = resolve_device(self.device, type(self).__name__)
+        device = resolve_device(self.device, type(self).__name__, ("cpu", "cuda", "mps"))
         rows = rows_of(X)
         X = check_input(self, X, reset=not continued, min_samples=1 if continued else 2)
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)

@@ -191,6 +191,14 @@ def test_missing_device(make, X):
         make(device="cuda").fit(X)
 
 
+def test_a_kind_of_device_that_does_not_train(make, X):
+    with raises(
+        f"The 'device' parameter of {type(make()).__name__} must be 'auto' or one of cpu, cuda, "
+        "mps, with or without a number. Got 'meta' instead."
+    ):
+        make(device="meta").fit(X)
+
+
 def test_unknown_device(make, X):
     with raises(
         f"The 'device' parameter of {type(make()).__name__} must be 'auto' or a torch device such "
