@@ -19,6 +19,10 @@ CORPUS = [
 ]
 SMOLLM_LAYERS = 8
 
+# The tensors of the tests are small: a second thread costs more than it gives, and much more
+# where something else runs on the same cores.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(scope="session")
 def bert_tokenizer():
