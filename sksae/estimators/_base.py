@@ -263,16 +263,17 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         before = dict(vars(self))
         try:
             with _own_torch_context():
-                self._fit_rows(X, epochs, continued)
-        except KeyboardInterrupt:
-            raise
+                interrupt = self._fit_rows(X, epochs, continued)
         except BaseException:
             vars(self).clear()
             vars(self).update(before)
             raise
+        if interrupt is not None:
+            raise interrupt
         return self
 
     def _fit_rows(self, X, epochs, continued):
+        """Fit; give the Ctrl-C that ended the training, if one did."""
         self._check_parameters()
         parameters.check_shared(self)
         device = resolve_device(self.device, type(self).__name__, ("cpu", "cuda", "mps"))
@@ -292,7 +293,7 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         if X_valid is not None:
             self.net_.valid_data = RowBatches(X_valid, data.device, data.dtype)
         with seeded(seed, device) if draws_while_training(self) else contextlib.nullcontext():
-            self._train(data, continued)
+            return self._train(data, continued)
 
     def _split(self, X, rows, seed):
         if self.validation_fraction is None:
@@ -308,16 +309,17 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
 
     def _train(self, data, continued):
         saved = save_state(self.net_) if continued else None
+        interrupt = None
         try:
             self.net_.partial_fit(data)
-        except KeyboardInterrupt:
-            self._finish(data)
-            raise
+        except KeyboardInterrupt as exc:
+            interrupt = exc
         except BaseException:
             if continued:
                 restore_state(self.net_, saved)
             raise
         self._finish(data)
+        return interrupt
 
     def _finish(self, data):
         """Leave the module ready to encode and measure what the fit achieved."""
