@@ -383,7 +383,13 @@ class TransformerActivationExtractor(TransformerMixin, BaseEstimator):
         pool = Pool(plan.sizes, self.n_features_out_, self.aggregation)
         sequences = [s for s in plan.sequences if _rows_here(s, plan.row).size]
         n_tokens = sum(len(s.at) for s in sequences)
-        bar = tqdm(total=n_tokens, unit="token", unit_scale=True, disable=not self.progress)
+        bar = tqdm(
+            desc=", ".join(self.layer_names_),
+            total=n_tokens,
+            unit="token",
+            unit_scale=True,
+            disable=not self.progress,
+        )
         with bar, evaluating(model):
             for batch in batches(sequences, self.batch_size):
                 wanted = [_rows_here(s, plan.row) for s in batch]

@@ -113,6 +113,8 @@ class Rows:
         return len(self.text)
 
     def __getitem__(self, key) -> Rows:
+        if isinstance(key, numbers.Integral):
+            key = [key]  # one row is still rows
         specials = None if self.specials is None else self.specials[key]
         return Rows(self.text[key], self.start[key], self.end[key], self.texts, specials)
 

@@ -78,6 +78,7 @@ def start_net(estimator, data: RowBatches, epochs: int, seed: int) -> SAENet:
         scheduler=_scheduler(estimator),
         dtype=data.dtype,
         device=str(data.device),
+        name=type(estimator).__name__,
         seed=seed,
         max_epochs=epochs,
     ).initialize()

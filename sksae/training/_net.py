@@ -55,6 +55,8 @@ class SAENet(NeuralNet):
         Write batch metrics into the history every ``monitoring`` steps.
     scheduler : callable, optional
         Optimizer -> learning-rate scheduler, stepped after each batch.
+    name : str
+        Shown by the progress bar.
     **kwargs : object
         As in ``skorch.NeuralNet``.
     """
@@ -70,6 +72,7 @@ class SAENet(NeuralNet):
         max_nan_fallbacks=5,
         monitoring=None,
         scheduler=None,
+        name="SAE",
         **kwargs,
     ):
         self.dtype = dtype
@@ -80,6 +83,7 @@ class SAENet(NeuralNet):
         self.max_nan_fallbacks = max_nan_fallbacks
         self.monitoring = monitoring
         self.scheduler = scheduler
+        self.name = name
         super().__init__(*args, **kwargs)
 
     # -- set-up ---------------------------------------------------------------------

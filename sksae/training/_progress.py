@@ -14,9 +14,7 @@ class ProgressBar(Callback):
         from tqdm.auto import tqdm
 
         n_batches = len(net.get_iterator(net.get_dataset(X)))
-        self.bar_ = tqdm(
-            total=net.max_epochs * n_batches, desc=type(net.module_).__name__, unit="batch"
-        )
+        self.bar_ = tqdm(total=net.max_epochs * n_batches, desc=net.name, unit="batch")
 
     def update(self):
         """Count one step."""

@@ -785,3 +785,11 @@ def test_sparse_codes_in_a_frame_are_refused():
         "StandardScaler got sparse codes but set_output asks for pandas. Set "
         "sparse_output=False on the SAE, or set_output(transform='default') on StandardScaler."
     )
+
+
+def test_one_row_by_its_number():
+    rows = Rows([0, 0, 1], [0, 3, 0], [2, 8, 3], ["An apple", "Sea"])
+    assert [str(unit) for unit in rows[1].units] == ["apple"]
+    assert rows[np.int64(-1)] == rows[2:]
+    with pytest.raises(IndexError):
+        rows[3]

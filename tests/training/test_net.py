@@ -124,7 +124,7 @@ def test_monitoring_every_n_steps(X):
 def test_progress_bar(X, capsys):
     topk(verbose=1).fit(X)
     shown = capsys.readouterr().err
-    assert "TopKModule" in shown
+    assert "TopKSAE" in shown
     assert "8/8" in shown
     assert "EV=" in shown
     topk().fit(X)
