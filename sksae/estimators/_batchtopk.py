@@ -12,7 +12,9 @@ class BatchTopKSAE(BaseSAE):
     In training, ``relu(W (x - b) + c)`` is kept where it is among the ``top_k * n``
     largest entries of its batch, so that rich samples get more concepts than poor
     ones [1]_. At evaluation it is kept where it reaches ``threshold_``, a running mean
-    of the smallest kept entry: a sample's codes do not depend on its batch.
+    of the smallest kept entry: a sample's codes do not depend on its batch. When a fit
+    ends, that mean is taken anew with the final weights, over batches of up to 8,192
+    training rows; the one kept during training lags behind the weights.
 
     Parameters
     ----------
