@@ -2,7 +2,7 @@
 
 from . import activations, datasets, interpretation, losses, metrics
 from .activations import ConceptPooler, Extractor, KeepRows, TransformerActivationExtractor
-from .estimators import BaseSAE, BatchTopKSAE, JumpReLUSAE, TopKSAE, VanillaSAE
+from .estimators import BaseSAE, BatchTopKSAE, JumpReLUSAE, TopKSAE, VanillaSAE, fit_many
 from .interpretation import TopKInputs
 
 __version__ = "0.1.0"
@@ -20,6 +20,7 @@ __all__ = [
     "VanillaSAE",
     "activations",
     "datasets",
+    "fit_many",
     "interpretation",
     "losses",
     "metrics",

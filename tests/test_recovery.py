@@ -6,7 +6,7 @@ import pytest
 from sksae import BatchTopKSAE, JumpReLUSAE, TopKSAE, VanillaSAE
 from sksae.datasets import make_activations
 
-TRAINING = {"nb_epochs": 25, "batch_size": 256, "lr": 3e-3, "random_state": 0}
+TRAINING = {"nb_epochs": 25, "batch_size": 256, "random_state": 0}
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +28,9 @@ def cosines(dictionary, components):
         TopKSAE(64, top_k=3, **TRAINING),
         BatchTopKSAE(64, top_k=3, **TRAINING),
         JumpReLUSAE(64, l0_coefficient=0.02, **TRAINING),
+        JumpReLUSAE(64, target_l0=3, **TRAINING),
     ],
-    ids=lambda sae: type(sae).__name__,
+    ids=lambda sae: f"{type(sae).__name__}-{sae.target_l0}",
 )
 def test_planted_directions_are_recovered(sae, planted):
     X, dictionary, codes = planted

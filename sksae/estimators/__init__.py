@@ -2,8 +2,9 @@
 
 from ._base import BaseSAE
 from ._batchtopk import BatchTopKSAE
+from ._fit_many import fit_many
 from ._jumprelu import JumpReLUSAE
 from ._topk import TopKSAE
 from ._vanilla import VanillaSAE
 
-__all__ = ["BaseSAE", "BatchTopKSAE", "JumpReLUSAE", "TopKSAE", "VanillaSAE"]
+__all__ = ["BaseSAE", "BatchTopKSAE", "JumpReLUSAE", "TopKSAE", "VanillaSAE", "fit_many"]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import warnings
 from abc import ABCMeta, abstractmethod
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
@@ -17,7 +19,7 @@ from .._device import resolve_device
 from .._sklearn import fit_context, output_container
 from ..activations._rows import rows_frame, rows_of, with_rows
 from ..training import RowBatches
-from ..training._data import InputStatistics, rounding
+from ..training._data import SharedRows, mean_and_variance, rounding
 from . import _parameters as parameters
 from ._input import CSRBuilder, check_codes, check_input, check_tensor, split_rows
 from ._nets import (
@@ -30,6 +32,8 @@ from ._nets import (
 )
 
 _DIAGNOSTIC_ROWS = 8192
+_STOPPING_FRACTION = 0.1
+_MANY_DEAD = 0.2
 
 
 class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, metaclass=ABCMeta):
@@ -66,7 +70,9 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
     batch_size : int, default=1024
         Rows per step.
     lr : float or "auto", default="auto"
-        Learning rate. "auto" is 1e-3.
+        Learning rate, at the end of the warm-up. "auto" follows from the width, the batch
+        size and the number of steps of this fit, see `sksae.training.auto_lr`: 4e-3 for
+        4,096 concepts, 1,024 rows a batch and 1,500 steps.
     optimizer_class : class or callable or None, default=None
         Called with the parameters, ``lr=`` and ``optimizer_params``. None is
         ``torch.optim.Adam``.
@@ -74,9 +80,21 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         Further arguments of the optimizer.
     scheduler_class : class, callable, "auto" or None, default="auto"
         Learning-rate scheduler, called with the optimizer and ``scheduler_params`` and
-        stepped after each batch. None and "auto" keep the rate constant.
+        stepped after each batch. "auto" is `sksae.training.WarmupDecay`: a warm-up over a
+        twentieth of the steps of this fit (at most 1,000), then linear decay to zero; in
+        `partial_fit`, whose end is open, a warm-up over 100 steps. None keeps the rate
+        constant.
     scheduler_params : dict or None, default=None
-        Further arguments of the scheduler.
+        Further arguments of the scheduler; of "auto": ``warmup_steps``, ``decay_steps``.
+    auxk_coefficient : float, default=1/32
+        Weight of the auxiliary loss that revives dead concepts: they learn to explain
+        what the others leave over, see `sksae.losses.auxk_loss` [1]_. 0 is without.
+    k_aux : int or None, default=None
+        Dead concepts used per row in it. None is half of ``n_features``.
+    dead_after : int or "auto", default="auto"
+        Rows without firing after which a concept counts as dead in training. "auto" is a
+        fiftieth of the rows of this fit, epochs counted, but at least five batches and at
+        most 10 million.
     clip_grad : float or None, default=None
         Largest norm of the gradient of all parameters together.
     use_amp : bool, "bf16" or "fp16", default=False
@@ -94,6 +112,10 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         Share of the rows held out, whole texts where ``X`` knows its texts. The history
         then has ``valid_loss``, and its ``explained_variance`` and ``l0`` are those of
         the held-out rows.
+    early_stopping : int or None, default=None
+        Stop after that many epochs in which the explained variance of held-out rows did
+        not rise, and restore the weights of the best epoch. ``validation_fraction=None``
+        is then 0.1. Without effect in `partial_fit`.
     callbacks : list or None, default=None
         skorch callbacks. A callback that ends training by raising KeyboardInterrupt in
         its own method, as skorch's EarlyStopping does, ends the fit normally.
@@ -136,12 +158,23 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         Share of the concepts that did not fire in the last ``n_samples`` training rows.
     backend_ : str
         The kernels that ran, and why.
+
+    References
+    ----------
+    .. [1] Gao et al. (2024), "Scaling and evaluating sparse autoencoders", section 2.4
+       and appendix A, arXiv:2406.04093.
     """
 
     has_differentiable_concept_encoder = True
     has_differentiable_concept_decoder = True
 
     _parameter_constraints: dict = parameters.SHARED_CONSTRAINTS
+
+    # Parameters that only some variants have.
+    sparsity_warmup: float = 0
+    k_anneal: float = 0
+    target_l0: float | None = None
+    resample_dead = False
 
     def __init__(
         self,
@@ -157,12 +190,16 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         optimizer_params=None,
         scheduler_class="auto",
         scheduler_params=None,
+        auxk_coefficient=1 / 32,
+        k_aux=None,
+        dead_after="auto",
         clip_grad=None,
         use_amp=False,
         max_nan_fallbacks=5,
         monitoring=None,
         verbose=0,
         validation_fraction=None,
+        early_stopping=None,
         callbacks=None,
         warm_start=False,
         device="auto",
@@ -181,12 +218,16 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         self.optimizer_params = optimizer_params
         self.scheduler_class = scheduler_class
         self.scheduler_params = scheduler_params
+        self.auxk_coefficient = auxk_coefficient
+        self.k_aux = k_aux
+        self.dead_after = dead_after
         self.clip_grad = clip_grad
         self.use_amp = use_amp
         self.max_nan_fallbacks = max_nan_fallbacks
         self.monitoring = monitoring
         self.verbose = verbose
         self.validation_fraction = validation_fraction
+        self.early_stopping = early_stopping
         self.callbacks = callbacks
         self.warm_start = warm_start
         self.device = device
@@ -236,9 +277,16 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
             For invalid parameters or data.
         FloatingPointError
             If the loss is not finite.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If more than 20 % of the concepts are dead.
         """
-        continued = self.warm_start and self.__sklearn_is_fitted__()
-        return self._fit(X, epochs=self.nb_epochs, continued=continued)
+        with own_torch_context():
+            exhaust(self._fit_steps(X))
+        self._warn_of_dead_concepts()
+        return self
 
     @fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X, y=None):
@@ -257,22 +305,32 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         -------
         self
         """
-        return self._fit(X, epochs=1, continued=self.__sklearn_is_fitted__())
+        with own_torch_context():
+            exhaust(self._undoable(X, None, self.__sklearn_is_fitted__()))
+        return self
 
-    def _fit(self, X, *, epochs, continued):
+    def _fit_steps(self, X, shared=None):
+        """Fit, giving way after each step.
+
+        ``shared`` is a dict in which several SAEs that are fitted to the same X in step
+        keep its rows.
+        """
+        continued = self.warm_start and self.__sklearn_is_fitted__()
+        return self._undoable(X, self.nb_epochs, continued, shared)
+
+    def _undoable(self, X, epochs, continued, shared=None):
+        """Fit; when refused, failed or given up, leave the estimator as it was."""
         before = dict(vars(self))
         try:
-            with _own_torch_context():
-                interrupt = self._fit_rows(X, epochs, continued)
+            interrupt = yield from self._fit_rows(X, epochs, continued, shared)
         except BaseException:
             vars(self).clear()
             vars(self).update(before)
             raise
         if interrupt is not None:
             raise interrupt
-        return self
 
-    def _fit_rows(self, X, epochs, continued):
+    def _fit_rows(self, X, epochs, continued, shared):
         """Fit; give the Ctrl-C that ended the training, if one did."""
         self._check_parameters()
         parameters.check_shared(self)
@@ -283,25 +341,26 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         with seeded(seed, device):
             # The seed of the first fit, so that a row held out once stays held out.
             X_train, X_valid = self._split(X, rows, self.net_.seed if continued else seed)
+            dtype = torch.float64 if X.dtype == np.float64 else torch.float32
+            dtype = self.net_.dtype if continued else dtype
+            data = _rows(X_train, device, dtype, shared if X_valid is None else None)
             if continued:
-                resume_net(self, device, epochs)
-                data = RowBatches(X_train, self._device, self.net_.dtype)
+                resume_net(self, data, epochs)
             else:
-                dtype = torch.float64 if X.dtype == np.float64 else torch.float32
-                data = RowBatches(X_train, device, dtype)
                 self.net_ = start_net(self, data, epochs, seed)
         if X_valid is not None:
             self.net_.valid_data = RowBatches(X_valid, data.device, data.dtype)
         with seeded(seed, device) if draws_while_training(self) else contextlib.nullcontext():
-            return self._train(data, continued)
+            return (yield from self._train(data, continued))
 
     def _split(self, X, rows, seed):
-        if self.validation_fraction is None:
+        fraction = self.validation_fraction
+        if fraction is None and self.early_stopping is None:
             return X, None
         train, valid = split_rows(
             X.shape[0],
             None if rows is None else rows.groups,
-            self.validation_fraction,
+            _STOPPING_FRACTION if fraction is None else fraction,
             seed,
             type(self).__name__,
         )
@@ -311,7 +370,7 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         saved = save_state(self.net_) if continued else None
         interrupt = None
         try:
-            self.net_.partial_fit(data)
+            yield from self.net_.steps(data)
         except KeyboardInterrupt as exc:
             interrupt = exc
         except BaseException:
@@ -340,6 +399,17 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         self.n_iter_ = len(net.history)
         self.n_steps_ = net.n_steps_
         self.backend_ = f"reference (plain torch on {data.device}: the only backend)"
+
+    def _warn_of_dead_concepts(self):
+        if self.dead_fraction_ > _MANY_DEAD:
+            warnings.warn(
+                f"{self.dead_fraction_:.0%} of the {self._n_features_out} concepts of this "
+                f"{type(self).__name__} fired in none of the last training rows, as many as a "
+                "pass has. Lower nb_concepts, train on more rows or for more epochs, raise "
+                "auxk_coefficient, or lower lr.",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
 
     # -- codes ----------------------------------------------------------------------
 
@@ -438,14 +508,13 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         X = check_input(self, X, reset=False)
         module, data = self._reader(X)
         error = 0.0
-        statistics = InputStatistics.of(data)
+        mean, variance = mean_and_variance(data)
         with torch.no_grad(), torch.autocast(data.device.type, enabled=False):
             for x in data.blocks(self._n_features_out):
                 error += float((x - module(x)[-1]).double().square().sum())
-        total = statistics.variance * X.shape[0] * X.shape[1]
-        if total == 0:
-            return float(error <= rounding(statistics.mean) * X.shape[0] * X.shape[1])
-        return 1 - error / total
+        if variance == 0:
+            return float(error <= rounding(mean) * X.shape[0] * X.shape[1])
+        return 1 - error / (variance * X.shape[0] * X.shape[1])
 
     # -- tensors --------------------------------------------------------------------
 
@@ -545,7 +614,7 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
 
 
 @contextlib.contextmanager
-def _own_torch_context():
+def own_torch_context():
     """Train as if the caller were in no autocast, no_grad or inference_mode block."""
     with (
         torch.inference_mode(False),
@@ -554,6 +623,20 @@ def _own_torch_context():
         torch.autocast("cuda", enabled=False),
     ):
         yield
+
+
+def exhaust(steps):
+    """Run a fit that gives way after each step to its end."""
+    for _ in steps:
+        pass
+
+
+def _rows(X, device, dtype, shared):
+    if shared is None:
+        return RowBatches(X, device, dtype)
+    if (device, dtype) not in shared:
+        shared[device, dtype] = SharedRows(X, device, dtype)
+    return shared[device, dtype]
 
 
 def _array(tensor):

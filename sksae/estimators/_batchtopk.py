@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ._base import BaseSAE
-from ._parameters import MOMENTUM, TOP_K, check_top_k
+from ._parameters import MOMENTUM, STEPS, TOP_K, check_top_k
 
 
 class BatchTopKSAE(BaseSAE):
@@ -25,6 +25,9 @@ class BatchTopKSAE(BaseSAE):
     threshold_momentum : float, default=0.9
         Weight of the past in the running threshold, in [0, 1): after each batch it is
         ``momentum * old + (1 - momentum) * new``.
+    k_anneal : float or int, default=0.0
+        Over that share of the steps of the fit (an int: over that many steps) the number
+        of active concepts falls linearly from four times ``top_k`` to ``top_k``.
     **shared
         The parameters of `BaseSAE`.
 
@@ -56,12 +59,16 @@ class BatchTopKSAE(BaseSAE):
     _parameter_constraints = {
         **BaseSAE._parameter_constraints,
         "top_k": TOP_K,
+        "k_anneal": STEPS,
         "threshold_momentum": MOMENTUM,
     }
 
-    def __init__(self, nb_concepts=1024, *, top_k=32, threshold_momentum=0.9, **shared):
+    def __init__(
+        self, nb_concepts=1024, *, top_k=32, threshold_momentum=0.9, k_anneal=0.0, **shared
+    ):
         super().__init__(nb_concepts, **shared)
         self.top_k = top_k
+        self.k_anneal = k_anneal
         self.threshold_momentum = threshold_momentum
 
     def _check_parameters(self):

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from ..losses import jumprelu_l0
 from ._base import BaseSAE, _array
-from ._parameters import COEFFICIENT, POSITIVE, one_of
+from ._parameters import (
+    COEFFICIENT,
+    PENALISED,
+    POSITIVE,
+    check_resampling,
+    check_target_l0,
+    one_of,
+)
 
 KERNEL_NAMES = (
     "rectangle",
@@ -42,11 +49,25 @@ class JumpReLUSAE(BaseSAE):
     kernel : {"rectangle", "gaussian", "triangular", "cosine", "epanechnikov", "quartic", \
             "silverman", "cauchy"}, default="rectangle"
         Shape of the kernel; all integrate to one.
+    target_l0 : float or None, default=None
+        Mean number of active concepts per row to reach: the weight of the penalty, from
+        ``l0_coefficient`` on, is steered to it during training, see `sksae.losses.TargetL0`,
+        and at the end all thresholds are multiplied by the factor that is still missing on
+        up to 8,192 training rows.
+    sparsity_warmup : float or int, default=0.05
+        Over that share of the steps of the fit (an int: over that many steps) the penalty
+        grows to its full weight.
+    resample_dead : bool, default=False
+        At the end of each epoch in the first half of the fit, start dead concepts anew at
+        badly reconstructed rows [2]_.
     **shared
         The parameters of `BaseSAE`.
 
     Attributes
     ----------
+    l0_coefficient_ : float
+        The weight of the penalty at the end of the fit; ``l0_coefficient`` but for a
+        ``target_l0``.
     threshold_ : ndarray of shape (nb_concepts,)
         The thresholds, in input units.
 
@@ -59,6 +80,8 @@ class JumpReLUSAE(BaseSAE):
     ----------
     .. [1] Rajamanoharan et al. (2024), "Jumping ahead: improving reconstruction fidelity
        with JumpReLU sparse autoencoders", section 3, arXiv:2407.14435.
+    .. [2] Bricken et al. (2023), "Towards monosemanticity", Transformer Circuits Thread,
+       appendix on neuron resampling.
 
     Examples
     --------
@@ -73,6 +96,7 @@ class JumpReLUSAE(BaseSAE):
     _parameter_constraints = {
         **BaseSAE._parameter_constraints,
         "l0_coefficient": COEFFICIENT,
+        **PENALISED,
         "bandwidth": POSITIVE,
         "kernel": one_of(KERNEL_NAMES),
     }
@@ -82,22 +106,41 @@ class JumpReLUSAE(BaseSAE):
         nb_concepts=1024,
         *,
         l0_coefficient=1e-3,
+        target_l0=None,
+        sparsity_warmup=0.05,
+        resample_dead=False,
         bandwidth=1.0,
         kernel="rectangle",
         **shared,
     ):
         super().__init__(nb_concepts, **shared)
         self.l0_coefficient = l0_coefficient
+        self.target_l0 = target_l0
+        self.sparsity_warmup = sparsity_warmup
+        self.resample_dead = resample_dead
         self.bandwidth = bandwidth
         self.kernel = kernel
 
     def _module(self):
         from ..modules import JumpReLUModule
 
-        return JumpReLUModule, {"kernel": self.kernel, "bandwidth": self.bandwidth}
+        return JumpReLUModule, {
+            "kernel": self.kernel,
+            "bandwidth": self.bandwidth,
+            "target_l0": self.target_l0,
+        }
+
+    def _check_parameters(self):
+        check_target_l0(self, "l0_coefficient")
+        check_resampling(self)
 
     def _loss_terms(self):
         return [(self.l0_coefficient, jumprelu_l0)]
+
+    @property
+    def l0_coefficient_(self):
+        """The weight of the penalty at the end of the fit."""
+        return self.l0_coefficient * float(self.net_.criterion_.scale())
 
     @property
     def threshold_(self):

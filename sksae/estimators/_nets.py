@@ -13,9 +13,10 @@ import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ..losses import SAELoss, resolve_criterion
-from ..training import RowBatches, SAENet
-from ..training._data import InputStatistics
-from ._parameters import AMP_DTYPES, DEFAULT_LR, check_dictionary_params, check_encoder_output
+from ..training import BatchIterator, RowBatches, SAENet
+from ..training._callbacks import ResampleDead, early_stopping
+from ..training._schedule import Length, WarmupDecay, auto_dead_after, auto_lr
+from ._parameters import AMP_DTYPES, check_dictionary_params, check_encoder_output
 
 # What a net is built around; a fit that continues cannot change it.
 _STRUCTURE = ("nb_concepts", "encoder_module", "dictionary_params")
@@ -58,10 +59,14 @@ def restore_state(net: SAENet, saved: dict[str, Any]) -> None:
     net.n_steps_ = saved["n_steps"]
 
 
-def start_net(estimator, data: RowBatches, epochs: int, seed: int) -> SAENet:
-    """Build the net of a fresh fit, its module's units set from the data."""
-    statistics = InputStatistics.of(data)
-    n_features = len(statistics.mean)
+def start_net(estimator, data: RowBatches, epochs: int | None, seed: int) -> SAENet:
+    """Build the net of a fresh fit, its module's units set from the data.
+
+    ``epochs`` is None for a first ``partial_fit``, whose number of passes is open.
+    """
+    length = _length(estimator, data, epochs)
+    statistics = data.statistics
+    n_features = len(statistics.center)
     check_dictionary_params(estimator, n_features)
     module_class, own = estimator._module()
     structure = {name: getattr(estimator, name) for name in _STRUCTURE}
@@ -72,29 +77,29 @@ def start_net(estimator, data: RowBatches, epochs: int, seed: int) -> SAENet:
         SAELoss,
         **{f"module__{name}": value for name, value in module.items()},
         criterion__reconstruction=_reconstruction(estimator),
-        criterion__terms=estimator._loss_terms(),
-        **_loop(estimator),
+        **{f"criterion__{name}": value for name, value in _weights(estimator).items()},
+        **_loop(estimator, length),
         optimizer=_optimizer(estimator),
-        scheduler=_scheduler(estimator),
+        scheduler=_scheduler(estimator, length),
         dtype=data.dtype,
         device=str(data.device),
         name=type(estimator).__name__,
         seed=seed,
-        max_epochs=epochs,
     ).initialize()
     check_encoder_output(estimator, net.module_)
-    net.module_.set_units(statistics.mean.to(data.device, data.dtype), statistics.scale)
+    net.module_.set_units(statistics.center.to(data.device, data.dtype), statistics.scale)
     net.criterion_.to(data.dtype)
     # Beside the net, whose modules are pickled apart from the parameters.
     estimator._fitted_with = {name: getattr(estimator, name) for name in (*_STRUCTURE, "criterion")}
     return net
 
 
-def resume_net(estimator, device: torch.device, epochs: int) -> None:
+def resume_net(estimator, data: RowBatches, epochs: int | None) -> None:
     """Make the fitted net follow the parameters as they are now.
 
-    Weights, optimizer state and silence counters stay. Another optimizer or scheduler
-    starts with fresh state.
+    Weights, optimizer state and silence counters stay; another optimizer starts with
+    fresh state. A ``fit`` starts its learning-rate schedule anew, a ``partial_fit``
+    (``epochs`` is None) goes on with the one that it began.
 
     Raises
     ------
@@ -105,17 +110,21 @@ def resume_net(estimator, device: torch.device, epochs: int) -> None:
     _check_structure(estimator)
     for name, value in estimator._module()[1].items():
         _set_own(net.module_, name, value)
-    net.criterion_.terms = estimator._loss_terms()
+    for name, value in _weights(estimator).items():
+        _set_own(net.criterion_, name, value)
     if not _same(estimator.criterion, estimator._fitted_with["criterion"]):
         net.criterion_.reconstruction = _reconstruction(estimator)
         net.criterion_.to(net.dtype)
         estimator._fitted_with["criterion"] = estimator.criterion
-    for name, value in _loop(estimator).items():
+    length, rate = _length(estimator, data, epochs), net.lr
+    for name, value in _loop(estimator, length).items():
         setattr(net, name, value)
-    net.max_epochs = epochs
     net.initialize_callbacks()
-    _move(net, device)
-    _resume_optimizer(net, _optimizer(estimator), _scheduler(estimator))
+    _move(net, data.device)
+    _resume_optimizer(net, _optimizer(estimator))
+    scheduler = _scheduler(estimator, length)
+    if epochs is not None or rate != net.lr or not _same(net.scheduler, scheduler):
+        _restart_schedule(net, scheduler)
 
 
 @torch.no_grad()
@@ -160,34 +169,73 @@ def _move(net: SAENet, device: torch.device) -> None:
     net.optimizer_.load_state_dict(net.optimizer_.state_dict())  # follows its parameters
 
 
-def _resume_optimizer(net: SAENet, optimizer, scheduler) -> None:
+def _resume_optimizer(net: SAENet, optimizer: functools.partial) -> None:
     scaled = net.amp_dtype is torch.float16
-    same = _same(net.optimizer, optimizer) and _same(net.scheduler, scheduler)
-    net.optimizer, net.scheduler = optimizer, scheduler
-    if not same or scaled != (net.optimizer_scaler_ is not None):
-        n_steps = net.n_steps_
-        net.initialize_optimizer()
-        net.n_steps_ = n_steps
-    elif scheduler is None:
-        for group in net.optimizer_.param_groups:
-            group["lr"] = net.lr
+    if _same(net.optimizer, optimizer) and scaled == (net.optimizer_scaler_ is not None):
+        return
+    net.optimizer, n_steps = optimizer, net.n_steps_
+    net.initialize_optimizer()
+    net.n_steps_ = n_steps
+
+
+def _restart_schedule(net: SAENet, scheduler: functools.partial | None) -> None:
+    for group in net.optimizer_.param_groups:
+        group.pop("initial_lr", None)
+        group["lr"] = net.lr
+    net.schedule_start_ = net.n_steps_
+    net.scheduler = scheduler
+    net.optimizer_scheduler_ = scheduler(net.optimizer_) if scheduler else None
 
 
 def _reconstruction(estimator):
     return resolve_criterion(estimator.criterion, type(estimator).__name__)
 
 
-def _loop(estimator) -> dict[str, Any]:
+def _weights(estimator) -> dict[str, Any]:
+    """Give what of the loss may change between fits, as attributes of `SAELoss`."""
     return {
-        "lr": DEFAULT_LR if estimator.lr == "auto" else estimator.lr,
+        "terms": estimator._loss_terms(),
+        "auxk_coefficient": estimator.auxk_coefficient,
+        "k_aux": estimator.k_aux,
+        "target_l0": estimator.target_l0,
+    }
+
+
+def _length(estimator, data: RowBatches, epochs: int | None) -> Length:
+    return Length(len(BatchIterator(data, estimator.batch_size)), len(data), epochs)
+
+
+def _loop(estimator, length: Length) -> dict[str, Any]:
+    """Give the net's parameters but those that it is built around."""
+    rate, dead_after = estimator.lr, estimator.dead_after
+    if rate == "auto":
+        n_steps = None if estimator.scheduler_class is None else length.n_steps
+        batch_size = min(estimator.batch_size, length.n_rows)
+        rate = auto_lr(estimator.nb_concepts, batch_size, n_steps)
+    return {
+        "lr": rate,
+        "max_epochs": length.epochs or 1,
         "batch_size": estimator.batch_size,
         "clip_grad": estimator.clip_grad,
         "amp_dtype": AMP_DTYPES[estimator.use_amp],
         "max_nan_fallbacks": estimator.max_nan_fallbacks,
         "monitoring": estimator.monitoring,
         "verbose": estimator.verbose,
-        "callbacks": copy.deepcopy(estimator.callbacks),
+        "callbacks": _callbacks(estimator),
+        "dead_after": auto_dead_after(length) if dead_after == "auto" else dead_after,
+        "sparsity_warmup": length.steps(estimator.sparsity_warmup),
+        "k_anneal": length.steps(estimator.k_anneal),
+        "l0_time": max(10, length.assumed_steps / 10),
     }
+
+
+def _callbacks(estimator) -> list[Any]:
+    own = copy.deepcopy(estimator.callbacks) or []
+    if estimator.resample_dead:
+        own.append(ResampleDead())
+    if estimator.early_stopping is not None:
+        own.append(early_stopping(estimator.early_stopping))
+    return own
 
 
 def _optimizer(estimator) -> functools.partial:
@@ -198,14 +246,16 @@ def _optimizer(estimator) -> functools.partial:
     return functools.partial(estimator.optimizer_class, **params)
 
 
-def _scheduler(estimator) -> functools.partial | None:
-    scheduler = estimator.scheduler_class
-    if scheduler in (None, "auto"):
+def _scheduler(estimator, length: Length) -> functools.partial | None:
+    scheduler, params = estimator.scheduler_class, estimator.scheduler_params or {}
+    if scheduler is None:
         return None
+    if scheduler == "auto":
+        return functools.partial(WarmupDecay, **{"n_steps": length.n_steps} | params)
     if scheduler is ReduceLROnPlateau:
         raise ValueError(
             f"The 'scheduler_class' parameter of {type(estimator).__name__} is stepped after each "
             "batch, but ReduceLROnPlateau needs a metric. Use callbacks=["
             "skorch.callbacks.LRScheduler('ReduceLROnPlateau', monitor='train_loss')]."
         )
-    return functools.partial(scheduler, **(estimator.scheduler_params or {}))
+    return functools.partial(scheduler, **params)

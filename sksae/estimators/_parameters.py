@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .._sklearn import Interval, Options, StrOptions
+from .._sklearn import Interval, Options, RealNotInt, StrOptions
 
 SHARED_CONSTRAINTS: dict[str, list[Any]] = {
     "nb_concepts": [Interval(Integral, 1, None, closed="left")],
@@ -23,12 +23,16 @@ SHARED_CONSTRAINTS: dict[str, list[Any]] = {
     "optimizer_params": [None, dict],
     "scheduler_class": [None, StrOptions({"auto"}), callable],
     "scheduler_params": [None, dict],
+    "auxk_coefficient": [Interval(Real, 0, None, closed="left")],
+    "k_aux": [None, Interval(Integral, 1, None, closed="left")],
+    "dead_after": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
     "clip_grad": [None, Interval(Real, 0, None, closed="neither")],
     "use_amp": ["boolean", StrOptions({"bf16", "fp16"})],
     "max_nan_fallbacks": [Interval(Integral, 0, None, closed="left")],
     "monitoring": [None, Interval(Integral, 1, None, closed="left")],
     "verbose": ["verbose"],
     "validation_fraction": [None, Interval(Real, 0, 1, closed="neither")],
+    "early_stopping": [None, Interval(Integral, 1, None, closed="left")],
     "callbacks": [None, list],
     "warm_start": ["boolean"],
     "device": [str, torch.device],
@@ -40,6 +44,14 @@ SHARED_CONSTRAINTS: dict[str, list[Any]] = {
 TOP_K = [Interval(Integral, 1, None, closed="left")]
 COEFFICIENT = [Interval(Real, 0, None, closed="left")]
 POSITIVE = [Interval(Real, 0, None, closed="neither")]
+# A share of the steps of the fit, or a number of steps.
+STEPS = [Interval(RealNotInt, 0, 1, closed="both"), Interval(Integral, 0, None, closed="left")]
+TARGET_L0 = [None, Interval(Real, 0, None, closed="neither")]
+PENALISED = {
+    "target_l0": TARGET_L0,
+    "sparsity_warmup": STEPS,
+    "resample_dead": ["boolean"],
+}
 MOMENTUM = [Interval(Real, 0, 1, closed="left")]
 
 AMP_DTYPES = {
@@ -48,8 +60,6 @@ AMP_DTYPES = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-
-DEFAULT_LR = 1e-3
 
 _DICTIONARY_KEYS = ("initializer", "normalization", "use_multiplier")
 
@@ -68,6 +78,32 @@ def check_top_k(estimator) -> None:
         )
 
 
+def check_target_l0(estimator, coefficient: str) -> None:
+    """Refuse a target for L0 that cannot be reached."""
+    owner, target = type(estimator).__name__, estimator.target_l0
+    if target is None:
+        return
+    if target >= estimator.nb_concepts:
+        raise ValueError(
+            f"target_l0={target} is not below nb_concepts={estimator.nb_concepts} in {owner}. "
+            "Lower target_l0 or raise nb_concepts."
+        )
+    if not getattr(estimator, coefficient):
+        raise ValueError(
+            f"target_l0={target} needs a positive {coefficient} in {owner}, to start from. Got 0. "
+            f"Leave {coefficient} at its default."
+        )
+
+
+def check_resampling(estimator) -> None:
+    """Refuse to resample concepts of an encoder whose weights are not known."""
+    if estimator.resample_dead and estimator.encoder_module is not None:
+        raise ValueError(
+            f"resample_dead=True needs the linear encoder of {type(estimator).__name__}. Set "
+            "encoder_module=None or resample_dead=False."
+        )
+
+
 def check_shared(estimator) -> None:
     """Check what the constraints of single parameters cannot."""
     _check_encoder_name(estimator)
@@ -81,6 +117,7 @@ def check_shared(estimator) -> None:
 
 
 def _check_callbacks(estimator) -> None:
+    held_out = estimator.validation_fraction is not None or estimator.early_stopping is not None
     for item in estimator.callbacks or []:
         callback = item[1] if isinstance(item, tuple) and len(item) == 2 else item
         if not hasattr(callback, "on_epoch_end"):
@@ -89,7 +126,7 @@ def _check_callbacks(estimator) -> None:
                 f"callbacks, or of (name, callback). Got {item!r} in it."
             )
         monitor = getattr(callback, "monitor", None)
-        if estimator.validation_fraction is None and str(monitor).startswith("valid_loss"):
+        if not held_out and str(monitor).startswith("valid_loss"):
             raise ValueError(
                 f"{type(callback).__name__} monitors {monitor!r}, which "
                 f"{type(estimator).__name__} has only with held-out rows. Set "

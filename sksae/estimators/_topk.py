@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ._base import BaseSAE
-from ._parameters import TOP_K, check_top_k
+from ._parameters import STEPS, TOP_K, check_top_k
 
 
 class TopKSAE(BaseSAE):
@@ -19,6 +19,9 @@ class TopKSAE(BaseSAE):
     top_k : int, default=32
         Active concepts per sample, at most ``nb_concepts``. A sample with fewer positive
         codes has fewer.
+    k_anneal : float or int, default=0.0
+        Over that share of the steps of the fit (an int: over that many steps) the number
+        of active concepts falls linearly from four times ``top_k`` to ``top_k``.
     **shared
         The parameters of `BaseSAE`.
 
@@ -42,11 +45,12 @@ class TopKSAE(BaseSAE):
     ((256, 64), 4)
     """
 
-    _parameter_constraints = {**BaseSAE._parameter_constraints, "top_k": TOP_K}
+    _parameter_constraints = {**BaseSAE._parameter_constraints, "top_k": TOP_K, "k_anneal": STEPS}
 
-    def __init__(self, nb_concepts=1024, *, top_k=32, **shared):
+    def __init__(self, nb_concepts=1024, *, top_k=32, k_anneal=0.0, **shared):
         super().__init__(nb_concepts, **shared)
         self.top_k = top_k
+        self.k_anneal = k_anneal
 
     def _check_parameters(self):
         check_top_k(self)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..losses import vanilla_l1
 from ._base import BaseSAE
-from ._parameters import COEFFICIENT
+from ._parameters import COEFFICIENT, PENALISED, check_resampling, check_target_l0
 
 
 class VanillaSAE(BaseSAE):
@@ -21,8 +21,23 @@ class VanillaSAE(BaseSAE):
     l1_coefficient : float, default=2.0
         Weight of the L1 penalty; more gives sparser codes. 0 leaves the criterion alone,
         and then nothing makes the codes sparse.
+    target_l0 : float or None, default=None
+        Mean number of active concepts per row to reach: the weight of the penalty, from
+        ``l1_coefficient`` on, is steered to it during training, see `sksae.losses.TargetL0`.
+    sparsity_warmup : float or int, default=0.05
+        Over that share of the steps of the fit (an int: over that many steps) the penalty
+        grows to its full weight.
+    resample_dead : bool, default=False
+        At the end of each epoch in the first half of the fit, start dead concepts anew at
+        badly reconstructed rows [2]_.
     **shared
         The parameters of `BaseSAE`.
+
+    Attributes
+    ----------
+    l1_coefficient_ : float
+        The weight of the penalty at the end of the fit; ``l1_coefficient`` but for a
+        ``target_l0``.
 
     See Also
     --------
@@ -34,6 +49,8 @@ class VanillaSAE(BaseSAE):
     .. [1] Bricken et al. (2023), "Towards monosemanticity", Transformer Circuits Thread;
        with the norm-weighted penalty of Conerly et al. (2024), "Update on how we train
        SAEs", Transformer Circuits Thread, April 2024.
+    .. [2] Bricken et al. (2023), "Towards monosemanticity", Transformer Circuits Thread,
+       appendix on neuron resampling.
 
     Examples
     --------
@@ -45,16 +62,41 @@ class VanillaSAE(BaseSAE):
     (256, 64)
     """
 
-    _parameter_constraints = {**BaseSAE._parameter_constraints, "l1_coefficient": COEFFICIENT}
+    _parameter_constraints = {
+        **BaseSAE._parameter_constraints,
+        "l1_coefficient": COEFFICIENT,
+        **PENALISED,
+    }
 
-    def __init__(self, nb_concepts=1024, *, l1_coefficient=2.0, **shared):
+    def __init__(
+        self,
+        nb_concepts=1024,
+        *,
+        l1_coefficient=2.0,
+        target_l0=None,
+        sparsity_warmup=0.05,
+        resample_dead=False,
+        **shared,
+    ):
         super().__init__(nb_concepts, **shared)
         self.l1_coefficient = l1_coefficient
+        self.target_l0 = target_l0
+        self.sparsity_warmup = sparsity_warmup
+        self.resample_dead = resample_dead
 
     def _module(self):
         from ..modules import VanillaModule
 
         return VanillaModule, {}
 
+    def _check_parameters(self):
+        check_target_l0(self, "l1_coefficient")
+        check_resampling(self)
+
     def _loss_terms(self):
         return [(self.l1_coefficient, vanilla_l1)]
+
+    @property
+    def l1_coefficient_(self):
+        """The weight of the penalty at the end of the fit."""
+        return self.l1_coefficient * float(self.net_.criterion_.scale())

@@ -68,6 +68,7 @@ class SAEModule:
 
     input_scale: Tensor
     samples_since_fired: Tensor
+    dead_concepts: Tensor
     decoder_bias: nn.Parameter
     encoder: nn.Module
     dictionary: Dictionary
@@ -91,6 +92,10 @@ class SAEModule:
         self.decoder_bias = nn.Parameter(torch.zeros(n_features))
         self._buffer("input_scale", torch.ones(()))
         self._buffer("samples_since_fired", torch.zeros(nb_concepts, dtype=torch.int64))
+        self.register_buffer(  # type: ignore[attr-defined]
+            "dead_concepts", torch.zeros(0, dtype=torch.int64), persistent=False
+        )
+        self._has_linear_encoder = encoder_module is None
         if encoder_module is None:
             self._tie_encoder()
 
@@ -98,12 +103,19 @@ class SAEModule:
         vars(self).pop(name, None)  # overcomplete's plain attribute of that name
         self.register_buffer(name, value)  # type: ignore[attr-defined]
 
+    @property
+    def linear_encoder(self) -> nn.Linear | None:
+        """The encoder's linear layer; None for an encoder of the caller's."""
+        if not self._has_linear_encoder:
+            return None
+        (linear,) = (m for m in self.encoder.modules() if isinstance(m, nn.Linear))
+        return linear
+
     @torch.no_grad()
     def _tie_encoder(self) -> None:
         """Start the linear encoder as the dictionary's transpose, with no bias."""
-        (linear,) = (m for m in self.encoder.modules() if isinstance(m, nn.Linear))
-        linear.weight.copy_(self.dictionary.get_dictionary())
-        linear.bias.zero_()
+        self.linear_encoder.weight.copy_(self.dictionary.get_dictionary())
+        self.linear_encoder.bias.zero_()
 
     @torch.no_grad()
     def set_units(self, bias: Tensor, scale: Tensor | float) -> None:
@@ -140,6 +152,29 @@ class SAEModule:
         """Restore, after an optimiser step, what the step may have broken: unit norms."""
         self.dictionary.project_()
 
+    @torch.no_grad()
+    def fold_normalization(self) -> SAEModule:
+        """Give a copy that gives the same codes with an ``input_scale`` of 1, for export.
+
+        Biases and thresholds of the copy are in input units. An encoder of the caller's
+        need not be homogeneous, so its scale cannot be folded.
+        """
+        if self.linear_encoder is None:
+            raise ValueError(
+                "fold_normalization needs the linear encoder (encoder_module=None); the input "
+                "scale of another encoder cannot be folded into its weights. Keep the module "
+                "as it is: encode and decode already take and give input units."
+            )
+        folded = copy.deepcopy(self)
+        folded.linear_encoder.bias.mul_(self.input_scale)
+        folded.decoder_bias.mul_(self.input_scale)
+        folded.input_scale.fill_(1)
+        folded.scale_thresholds(self.input_scale)
+        return folded
+
+    def scale_thresholds(self, factor: Tensor) -> None:
+        """Multiply what is compared with codes by a factor; here nothing is."""
+
     def finish(self, batches: Iterable[Tensor]) -> None:
         """Estimate, on scaled batches, what encoding needs beside the trained weights."""
 
@@ -148,6 +183,45 @@ class SAEModule:
         """Update for how many samples each concept has been silent."""
         self.samples_since_fired += len(codes)
         self.samples_since_fired.masked_fill_((codes != 0).any(dim=0), 0)
+
+    def dead_pre_codes(self, u: Tensor, pre_codes: Tensor) -> Tensor:
+        """Give the pre-codes of the dead concepts, shape (n, n_dead), for the auxiliary loss.
+
+        Of the linear encoder they are computed anew, so that their gradient reaches the
+        encoder's rows of dead concepts only, and not the decoder bias.
+        """
+        dead, linear = self.dead_concepts, self.linear_encoder
+        if linear is None:
+            return pre_codes.index_select(1, dead)
+        weight, bias = linear.weight.index_select(0, dead), linear.bias.index_select(0, dead)
+        return nn.functional.linear(u - self.decoder_bias.detach(), weight, bias)
+
+    @torch.no_grad()
+    def find_dead(self, dead_after: int) -> None:
+        """List the concepts that have been silent for ``dead_after`` samples or more."""
+        self.dead_concepts = (self.samples_since_fired >= dead_after).nonzero()[:, 0]
+
+    def revived_parameters(self) -> list[nn.Parameter]:
+        """Give the parameters with a row per concept that `revive` writes to."""
+        linear = self.linear_encoder
+        return [self.dictionary._weights, linear.weight, linear.bias]
+
+    @torch.no_grad()
+    def revive(self, directions: Tensor, encoder_share: float) -> None:
+        """Start the dead concepts anew at directions of shape (n_dead, n_features).
+
+        ``encoder_share`` is the norm of their encoder rows, relative to those of the others.
+        """
+        dead, linear = self.dead_concepts, self.linear_encoder
+        unit = nn.functional.normalize(directions, dim=1)
+        alive = torch.ones(len(linear.weight), dtype=torch.bool, device=dead.device)
+        alive[dead] = False
+        norms = linear.weight[alive].norm(dim=1)
+        self.dictionary._weights[dead] = unit
+        linear.weight[dead] = unit * encoder_share * (norms.mean() if len(norms) else 1.0)
+        linear.bias[dead] = 0
+        self.samples_since_fired[dead] = 0
+        self.dead_concepts = dead[:0]
 
 
 def _dictionary_arguments(params: dict[str, Any] | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,25 +20,35 @@ class VanillaModule(SAEModule, overcomplete_sae.SAE):
     """ReLU codes: every positive pre-code is active."""
 
 
-class TopKModule(SAEModule, overcomplete_sae.TopKSAE):
-    """The ``top_k`` largest ReLU codes of each sample."""
+class _Annealed:
+    """Mixin for a ``top_k`` that training may start with a multiple of."""
 
     top_k: int
+    k_scale: float = 1.0
+
+    def k(self) -> int:
+        """Give the number of concepts to keep: ``top_k``, in training times ``k_scale``."""
+        if not self.training:  # type: ignore[attr-defined]
+            return self.top_k
+        return min(round(self.top_k * self.k_scale), self.nb_concepts)  # type: ignore[attr-defined]
+
+
+class TopKModule(_Annealed, SAEModule, overcomplete_sae.TopKSAE):
+    """The ``top_k`` largest ReLU codes of each sample."""
 
     def sparsify(self, pre_codes: Tensor, relu_codes: Tensor) -> Tensor:
         """Keep the ``top_k`` largest codes of each row."""
-        values, indices = relu_codes.topk(self.top_k, dim=-1, sorted=False)
+        values, indices = relu_codes.topk(self.k(), dim=-1, sorted=False)
         return torch.zeros_like(relu_codes).scatter(-1, indices, values)
 
 
-class BatchTopKModule(SAEModule, overcomplete_sae.BatchTopKSAE):
+class BatchTopKModule(_Annealed, SAEModule, overcomplete_sae.BatchTopKSAE):
     """The ``top_k * n`` largest ReLU codes of a batch of n; at evaluation, one threshold.
 
     The threshold, in scaled units, is a running mean over batches of the smallest code
     kept; it is NaN before the first training batch.
     """
 
-    top_k: int
     threshold_momentum: float
     running_threshold: Tensor
 
@@ -60,14 +71,19 @@ class BatchTopKModule(SAEModule, overcomplete_sae.BatchTopKSAE):
         During training the weights move on, and the running mean lags behind them.
         """
         self.running_threshold.fill_(torch.nan)
+        self.k_scale = 1.0
         self.train()  # type: ignore[attr-defined]
         for u in batches:
             self.encode_scaled(u)
         self.eval()  # type: ignore[attr-defined]
 
+    def scale_thresholds(self, factor: Tensor) -> None:
+        """Multiply the threshold by a factor."""
+        self.running_threshold.mul_(factor)
+
     @torch.no_grad()
     def _batch_threshold(self, codes: Tensor) -> Tensor:
-        n_kept = min(self.top_k * len(codes), codes.numel())
+        n_kept = self.k() * len(codes)
         threshold = codes.flatten().topk(n_kept, sorted=False).values.min()
         old, new = self.running_threshold, threshold.to(self.running_threshold.dtype)
         mixed = torch.lerp(new, old, self.threshold_momentum)
@@ -91,9 +107,11 @@ class JumpReLUModule(SAEModule, overcomplete_sae.JumpSAE):
         *,
         kernel: str,
         bandwidth: float,
+        target_l0: float | None = None,
         **params: Any,
     ) -> None:
         super().__init__(n_features, nb_concepts, kernel=kernel, bandwidth=bandwidth, **params)
+        self.target_l0 = target_l0
         self.kernel = kernel
         self.bandwidth = float(bandwidth)
         with torch.no_grad():
@@ -106,3 +124,34 @@ class JumpReLUModule(SAEModule, overcomplete_sae.JumpSAE):
     def active(self, pre_codes: Tensor) -> Tensor:
         """Give 1 where a concept is active, with the threshold's pseudo-gradient."""
         return step(pre_codes, self.thresholds.exp(), self.kernel, self.bandwidth)
+
+    @torch.no_grad()
+    def finish(self, batches: Iterable[Tensor]) -> None:
+        """With a target for L0, multiply all thresholds by the factor that meets it.
+
+        Thresholds are slow to follow the penalty; this makes up for what is left.
+        """
+        if self.target_l0 is None:
+            return
+        factors = []
+        for u in batches:
+            ratio = (self.encode_scaled(u)[0] / self.thresholds.exp()).flatten()
+            n_kept = max(1, round(self.target_l0 * len(u)))
+            factors.append(ratio.topk(n_kept, sorted=False).values.min())
+        smallest = torch.finfo(factors[0].dtype).tiny  # where too few pre-codes are positive
+        self.thresholds.add_(torch.stack(factors).clamp(min=smallest).log().mean())
+
+    def scale_thresholds(self, factor: Tensor) -> None:
+        """Multiply the thresholds, and the kernel's width with them, by a factor."""
+        self.thresholds.add_(factor.log())
+        self.bandwidth *= float(factor)
+
+    def revived_parameters(self) -> list[torch.nn.Parameter]:
+        """Give the parameters with a row per concept that `revive` writes to."""
+        return [*super().revived_parameters(), self.thresholds]
+
+    @torch.no_grad()
+    def revive(self, directions: Tensor, encoder_share: float) -> None:
+        """Start the dead concepts anew, at the initial threshold."""
+        self.thresholds[self.dead_concepts] = math.log(_INITIAL_THRESHOLD)
+        super().revive(directions, encoder_share)

@@ -22,7 +22,11 @@ from skorch.utils import TeeGenerator
 from ..losses import check_loss
 from ._data import BatchIterator, RowBatches
 from ._progress import ProgressBar
+from ._schedule import ramp
 from ._totals import EpochTotals, not_finite
+
+_DEAD_EVERY = 16
+_K_START = 4
 
 
 class _StopTraining(Exception):
@@ -57,6 +61,14 @@ class SAENet(NeuralNet):
         Optimizer -> learning-rate scheduler, stepped after each batch.
     name : str
         Shown by the progress bar.
+    dead_after : int, optional
+        Samples without firing after which a concept is listed as dead.
+    sparsity_warmup : int
+        Steps over which the penalties grow to their full weight.
+    k_anneal : int
+        Steps over which the module's k falls to ``top_k``, from four times that.
+    l0_time : float
+        Steps in which a target for L0 corrects the scale of the penalties, see `TargetL0`.
     **kwargs : object
         As in ``skorch.NeuralNet``.
     """
@@ -73,6 +85,10 @@ class SAENet(NeuralNet):
         monitoring=None,
         scheduler=None,
         name="SAE",
+        dead_after=None,
+        sparsity_warmup=0,
+        k_anneal=0,
+        l0_time=100.0,
         **kwargs,
     ):
         self.dtype = dtype
@@ -84,6 +100,10 @@ class SAENet(NeuralNet):
         self.monitoring = monitoring
         self.scheduler = scheduler
         self.name = name
+        self.dead_after = dead_after
+        self.sparsity_warmup = sparsity_warmup
+        self.k_anneal = k_anneal
+        self.l0_time = l0_time
         super().__init__(*args, **kwargs)
 
     # -- set-up ---------------------------------------------------------------------
@@ -102,7 +122,7 @@ class SAENet(NeuralNet):
     def initialize_optimizer(self, triggered_directly=None):
         """Build the optimizer and what is stepped with it."""
         super().initialize_optimizer(triggered_directly)
-        self.n_steps_ = 0
+        self.n_steps_ = self.schedule_start_ = 0
         self.optimizer_scheduler_ = self.scheduler(self.optimizer_) if self.scheduler else None
         uses_scaler = self.amp_dtype is torch.float16
         device = torch.device(self.device).type
@@ -131,17 +151,32 @@ class SAENet(NeuralNet):
 
     # -- epochs ---------------------------------------------------------------------
 
-    def partial_fit(self, X, y=None, classes=None, **fit_params):
+    def partial_fit(self, X, y=None, classes=None):
         """Train for ``max_epochs`` more epochs; Ctrl-C is raised again at the end."""
+        for _ in self.steps(X):
+            pass
+        return self
+
+    def steps(self, X):
+        """Train like `partial_fit`, giving way after each step."""
         if not self.initialized_:
             self.initialize()
-        self.notify("on_train_begin", X=X, y=y)
+        self.notify("on_train_begin", X=X, y=None)
         try:
             with contextlib.suppress(_StopTraining):
-                self.fit_loop(X, y, **fit_params)
+                yield from self._epochs(*self.get_split_datasets(X))
         finally:
-            self.notify("on_train_end", X=X, y=y)
-        return self
+            self.notify("on_train_end", X=X, y=None)
+
+    def _epochs(self, train, valid):
+        data = {"dataset_train": train, "dataset_valid": valid}
+        batches = self.get_iterator(train, training=True)
+        held_out = None if valid is None else self.get_iterator(valid)
+        for _ in range(self.max_epochs):
+            self.notify("on_epoch_begin", **data)
+            yield from self._epoch_steps(batches, True, "train", self.train_step)
+            self.run_single_epoch(held_out, False, "valid", self.validation_step)
+            self.notify("on_epoch_end", **data)
 
     def notify(self, method_name, **kwargs):
         """Call the callbacks, telling their request to stop from a real Ctrl-C."""
@@ -154,6 +189,10 @@ class SAENet(NeuralNet):
 
     def run_single_epoch(self, iterator, training, prefix, step_fn, **fit_params):
         """Run one pass over the batches and write its totals into the history."""
+        for _ in self._epoch_steps(iterator, training, prefix, step_fn):
+            pass
+
+    def _epoch_steps(self, iterator, training, prefix, step_fn):
         if iterator is None:
             self.history.record(f"{prefix}_loss", float("nan"))
             self.history.record(f"{prefix}_loss_best", False)
@@ -165,9 +204,10 @@ class SAENet(NeuralNet):
         for batch in iterator:
             if hooked:
                 self.notify("on_batch_begin", batch=batch, training=training)
-            step = step_fn(batch, **fit_params)
+            step = step_fn(batch)
             totals.add(step, batch[0] / self.module_.input_scale)
             self._record_batch(step, batch, training, prefix, hooked)
+            yield
         self._record_epoch(totals, prefix, training)
 
     def _record_batch(self, step, batch, training, prefix, hooked):
@@ -181,7 +221,7 @@ class SAENet(NeuralNet):
         if monitored:
             self.history.record_batch("step", self.n_steps_)
             self.history.record_batch("l0", (step["codes"] != 0).sum(dim=1).float().mean().item())
-            self.history.record_batch("lr", self.optimizer_.param_groups[0]["lr"])
+            self.history.record_batch("lr", step["lr"])
         if hooked:
             y_pred = step["y_pred"] * self.module_.input_scale
             self.notify(
@@ -222,6 +262,7 @@ class SAENet(NeuralNet):
     def train_step(self, batch, **fit_params):
         """Take one optimisation step; give loss, codes and reconstruction (scaled units)."""
         done = {}
+        self._set_sparsity()
 
         def closure():
             self._zero_grad_optimizer()
@@ -235,12 +276,27 @@ class SAENet(NeuralNet):
             closure()
             self.optimizer_scaler_.step(self.optimizer_)
             self.optimizer_scaler_.update()
-        self.module_.after_step()
-        self.module_.count_fired(done["codes"])
+        self._after_step(done["codes"])
+        done["lr"] = self.optimizer_.param_groups[0]["lr"]
         if self.optimizer_scheduler_ is not None:
             self.optimizer_scheduler_.step()
         self.n_steps_ += 1
         return done
+
+    def _set_sparsity(self):
+        """Set what the sparsity of this step depends on beside the weights."""
+        step = self.n_steps_ - self.schedule_start_
+        self.criterion_.warmup = ramp(step, self.sparsity_warmup)
+        self.module_.k_scale = 1 + (_K_START - 1) * (1 - ramp(step, self.k_anneal))
+
+    def _after_step(self, codes):
+        """Restore and count what follows from a step of the optimizer."""
+        self.module_.after_step()
+        self.module_.count_fired(codes)
+        # Listing the dead reads the device, so elsewhere than on the CPU not at every step.
+        if self.dead_after and (self.device == "cpu" or self.n_steps_ % _DEAD_EVERY == 0):
+            self.module_.find_dead(self.dead_after)
+        self.criterion_.after_step(codes, self.l0_time)
 
     def train_step_single(self, batch, **fit_params):
         """Compute loss and gradients of one batch, in full precision if half precision fails."""

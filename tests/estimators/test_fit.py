@@ -273,7 +273,8 @@ def test_warm_start_refuses_another_structure(make, X, change):
 def test_warm_start_takes_the_new_parameters(make, X):
     sae = make(warm_start=True).fit(X)
     adam = sae.net_.optimizer_
-    sae.set_params(lr=1e-12, batch_size=500, criterion="dead_neurons_reanimation").fit(X)
+    sae.set_params(lr=1e-12, scheduler_class=None, batch_size=500)
+    sae.set_params(criterion="dead_neurons_reanimation").fit(X)
     assert sae.net_.optimizer_ is adam
     assert adam.param_groups[0]["lr"] == 1e-12
     assert sae.n_steps_ == 2 * 8 + 2

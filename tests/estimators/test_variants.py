@@ -89,7 +89,7 @@ def test_jumprelu_threshold_bounds_every_code(rows):
     [(VanillaSAE, "l1_coefficient", (0, 2, 5)), (JumpReLUSAE, "l0_coefficient", (0, 0.01, 0.1))],
 )
 def test_the_penalty_makes_codes_sparse(cls, coefficient, values, rows):
-    params = QUICK | {"nb_epochs": 20, "lr": 3e-3}
+    params = QUICK | {"nb_epochs": 20}
     l0 = [cls(64, **params, **{coefficient: value}).fit(rows).l0_ for value in values]
     assert l0[0] > l0[1] > l0[2]
     assert l0[0] > 3 * l0[2]

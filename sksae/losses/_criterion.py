@@ -1,10 +1,4 @@
-"""Training losses: functions of ``(x, x_hat, pre_codes, codes, dictionary)``.
-
-``x`` and ``x_hat`` have shape (n, n_features), ``pre_codes`` and ``codes``
-(n, nb_concepts), ``dictionary`` (nb_concepts, n_features). During ``fit`` they are in
-the units the module trains in: the input divided by its root mean square about the
-decoder bias, so that predicting the bias alone has a mean squared error near 1.
-"""
+"""The loss of a fit: a reconstruction criterion, a variant's penalties, dead concepts."""
 
 from __future__ import annotations
 
@@ -17,126 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._functions import auxk_loss, dead_neurons_reanimation, l0_penalty, l1_penalty, mse
+from ._target_l0 import TargetL0
+
 Term = Callable[[Any, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-
-
-def mse(x: Tensor, x_hat: Tensor, pre_codes=None, codes=None, dictionary=None) -> Tensor:
-    """Mean squared error over all n * n_features entries.
-
-    Parameters
-    ----------
-    x, x_hat : Tensor of shape (n, n_features)
-        Input and reconstruction.
-    pre_codes, codes, dictionary : object, optional
-        Ignored; every loss is called with them.
-
-    Returns
-    -------
-    Tensor
-        One number.
-
-    Examples
-    --------
-    >>> import torch
-    >>> mse(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0]])).item()
-    2.0
-    """
-    return (x - x_hat).square().mean()
-
-
-def dead_neurons_reanimation(
-    x: Tensor, x_hat: Tensor, pre_codes: Tensor, codes: Tensor, dictionary=None
-) -> Tensor:
-    """Mean squared error minus a push on the pre-codes of concepts silent in the batch.
-
-    ``mse - 1e-3 * mean(pre_codes * dead)`` over all n * nb_concepts entries, where
-    ``dead`` is 1 for a concept with no positive code in the batch. The constant and the
-    normalisation are those of interpreto's ``DeadNeuronsReanimationLoss``.
-
-    Parameters
-    ----------
-    x, x_hat : Tensor of shape (n, n_features)
-        Input and reconstruction.
-    pre_codes, codes : Tensor of shape (n, nb_concepts)
-        Before and after the nonlinearity.
-    dictionary : object, optional
-        Ignored; every loss is called with it.
-
-    Returns
-    -------
-    Tensor
-        One number.
-
-    Examples
-    --------
-    >>> import torch
-    >>> x = torch.zeros(2, 3)
-    >>> pre_codes, codes = torch.tensor([[1.0, -4.0]] * 2), torch.tensor([[1.0, 0.0]] * 2)
-    >>> round(dead_neurons_reanimation(x, x, pre_codes, codes).item(), 6)
-    0.002
-    """
-    dead = ~(codes > 0).any(dim=0)
-    return mse(x, x_hat) - 1e-3 * (pre_codes * dead).mean()
-
-
-def l1_penalty(codes: Tensor, dictionary: Tensor) -> Tensor:
-    """Norm-weighted L1 norm of a code, per input feature, averaged over samples.
-
-    ``mean_i sum_j |codes_ij| * ||dictionary_j|| / n_features``. Beside the mean squared
-    error per entry this weighs as in ``||x - x_hat||^2 + coefficient * L1`` [1]_, so that
-    coefficients carry over.
-
-    Parameters
-    ----------
-    codes : Tensor of shape (n, nb_concepts)
-        Codes.
-    dictionary : Tensor of shape (nb_concepts, n_features)
-        Its row norms are the weights.
-
-    Returns
-    -------
-    Tensor
-        One number.
-
-    References
-    ----------
-    .. [1] Conerly et al. (2024), "Update on how we train SAEs", Transformer Circuits
-       Thread, April 2024.
-
-    Examples
-    --------
-    >>> import torch
-    >>> l1_penalty(torch.tensor([[3.0, 0.0], [1.0, 2.0]]), torch.eye(2)).item()
-    1.5
-    """
-    norms = dictionary.norm(dim=1)
-    return (codes.abs() @ norms).mean() / dictionary.shape[1]
-
-
-def l0_penalty(active: Tensor) -> Tensor:
-    """Mean number of active concepts per sample.
-
-    Beside a mean squared error in units of the input's variance, its coefficient is the
-    share of variance that one more active concept has to explain. Source: the L0 term of
-    Rajamanoharan et al. (2024), arXiv:2407.14435, equation 9.
-
-    Parameters
-    ----------
-    active : Tensor of shape (n, nb_concepts)
-        1 where a concept is active, else 0.
-
-    Returns
-    -------
-    Tensor
-        One number.
-
-    Examples
-    --------
-    >>> import torch
-    >>> l0_penalty(torch.tensor([[1.0, 0.0], [1.0, 1.0]])).item()
-    1.5
-    """
-    return active.sum(dim=1).mean()
 
 
 class MSELoss:
@@ -219,23 +97,47 @@ def _takes(function, n_arguments: int) -> bool:
 
 
 class SAELoss(nn.Module):
-    """A reconstruction criterion plus the weighted terms of a variant.
+    """A reconstruction criterion, the penalties of a variant, and AuxK.
+
+    ``reconstruction + scale * sum(coefficient * penalty) + auxk_coefficient * auxk``,
+    where ``scale`` is 1 but for a warm-up and a target for L0.
 
     Parameters
     ----------
     reconstruction : callable
         ``(x, x_hat, pre_codes, codes, dictionary) -> scalar Tensor``.
     terms : sequence of (float, callable)
-        Coefficients and ``(module, x, x_hat, pre_codes, codes, dictionary) -> scalar Tensor``.
-        A term whose coefficient is 0 is not computed.
+        The penalties: coefficients and
+        ``(module, x, x_hat, pre_codes, codes, dictionary) -> scalar Tensor``. One whose
+        coefficient is 0 is not computed.
+    auxk_coefficient : float, default=0.0
+        Weight of `auxk_loss`, over the concepts that the module lists as dead.
+    k_aux : int, optional
+        Dead concepts used for each sample. None is half the width of the input.
+    target_l0 : float, optional
+        Mean number of active concepts that the penalties are steered to, by `TargetL0`.
+
+    Attributes
+    ----------
+    warmup : float
+        Share of the penalties that counts at this step, from 0 to 1.
     """
 
     def __init__(
-        self, reconstruction: Callable[..., Tensor], terms: Sequence[tuple[float, Term]] = ()
+        self,
+        reconstruction: Callable[..., Tensor],
+        terms: Sequence[tuple[float, Term]] = (),
+        auxk_coefficient: float = 0.0,
+        k_aux: int | None = None,
+        target_l0: float | None = None,
     ) -> None:
         super().__init__()
         self.reconstruction = reconstruction
         self.terms = list(terms)
+        self.auxk_coefficient, self.k_aux = auxk_coefficient, k_aux
+        self.target_l0 = target_l0
+        self.controller = TargetL0()
+        self.warmup = 1.0
 
     def forward(
         self,
@@ -264,11 +166,43 @@ class SAELoss(nn.Module):
         Tensor
             One number.
         """
-        loss = self.reconstruction(x, x_hat, pre_codes, codes, dictionary)
-        for coefficient, term in self.terms:
-            if coefficient:
-                loss = loss + coefficient * term(module, x, x_hat, pre_codes, codes, dictionary)
+        batch = (x, x_hat, pre_codes, codes, dictionary)
+        loss = self.reconstruction(*batch)
+        penalties = [c * term(module, *batch) for c, term in self.terms if c]
+        if penalties:
+            loss = loss + self.warmup * self.scale() * sum(penalties)
+        if self.auxk_coefficient and len(module.dead_concepts):
+            loss = loss + self.auxk_coefficient * self._auxk(module, *batch)
         return loss
+
+    def scale(self) -> Tensor | float:
+        """Give the factor that steers the penalties to the target; 1 without one.
+
+        Returns
+        -------
+        Tensor or float
+            One positive number.
+        """
+        return 1.0 if self.target_l0 is None else self.controller.log_scale.exp()
+
+    def after_step(self, codes: Tensor, time: float) -> None:
+        """Steer the penalties after a step of the optimizer.
+
+        Parameters
+        ----------
+        codes : Tensor of shape (n, nb_concepts)
+            Codes of the batch.
+        time : float
+            See `TargetL0`.
+        """
+        if self.target_l0 is not None:
+            self.controller.update(codes, self.target_l0, time)
+
+    def _auxk(self, module, x, x_hat, pre_codes, codes, dictionary) -> Tensor:
+        pre_codes = module.dead_pre_codes(x, pre_codes)
+        k_aux = self.k_aux or max(1, x.shape[1] // 2)
+        rows = dictionary.index_select(0, module.dead_concepts)
+        return auxk_loss(x - x_hat, pre_codes, rows, k_aux)
 
 
 def vanilla_l1(module, x, x_hat, pre_codes, codes, dictionary) -> Tensor:

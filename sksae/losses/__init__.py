@@ -1,0 +1,33 @@
+"""Training losses: functions of ``(x, x_hat, pre_codes, codes, dictionary)``."""
+
+from ._criterion import (
+    CRITERIA,
+    DeadNeuronsReanimationLoss,
+    MSELoss,
+    SAELoss,
+    SAELossClasses,
+    check_loss,
+    jumprelu_l0,
+    resolve_criterion,
+    vanilla_l1,
+)
+from ._functions import auxk_loss, dead_neurons_reanimation, l0_penalty, l1_penalty, mse
+from ._target_l0 import TargetL0
+
+__all__ = [
+    "CRITERIA",
+    "DeadNeuronsReanimationLoss",
+    "MSELoss",
+    "SAELoss",
+    "SAELossClasses",
+    "TargetL0",
+    "auxk_loss",
+    "check_loss",
+    "dead_neurons_reanimation",
+    "jumprelu_l0",
+    "l0_penalty",
+    "l1_penalty",
+    "mse",
+    "resolve_criterion",
+    "vanilla_l1",
+]

@@ -1,0 +1,164 @@
+"""How training develops over a fit: learning rate, penalties, and what follows from its length.
+
+A fit has a known number of steps; a series of ``partial_fit`` calls is open, and is
+treated as `OPEN_STEPS` steps long with a constant rate at the end of the warm-up.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from numbers import Integral
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+OPEN_STEPS = 2000
+
+# Measured on token activations of a small encoder; see `auto_lr`.
+_LR, _WIDTH, _BATCH, _STEPS = 4e-3, 4096, 1024, 1500
+_MAX_LR = 1e-2
+_CONSTANT = 1 / 4
+_WARMUP_SHARE, _MAX_WARMUP = 0.05, 1000
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a fit is.
+
+    Attributes
+    ----------
+    n_batches : int
+        Steps of one pass over the rows.
+    n_rows : int
+        Rows of one pass.
+    epochs : int or None
+        Passes; None where the end is open.
+    """
+
+    n_batches: int
+    n_rows: int
+    epochs: int | None
+
+    @property
+    def n_steps(self) -> int | None:
+        """Steps; None where the end is open."""
+        return None if self.epochs is None else self.epochs * self.n_batches
+
+    @property
+    def assumed_steps(self) -> int:
+        """Steps, or what an open end is taken for."""
+        return OPEN_STEPS if self.epochs is None else self.epochs * self.n_batches
+
+    def steps(self, value: float) -> int:
+        """Give a number of steps: an int is one, a float is a share of the fit."""
+        return int(value) if isinstance(value, Integral) else round(value * self.assumed_steps)
+
+
+def auto_lr(nb_concepts: int, batch_size: int, n_steps: int | None) -> float:
+    """Give the learning rate, at the end of the warm-up, for Adam.
+
+    ``4e-3 * sqrt(4096 / nb_concepts) * sqrt(batch_size / 1024) * (1500 / n_steps)^(1/4)``,
+    at most 1e-2. The rate falls with the square root of the width as in Gao et al.
+    (2024), arXiv:2406.04093, appendix A.3; rises with that of the batch size, as the
+    gradient's noise falls; and a short fit has to go further at each step.
+
+    Parameters
+    ----------
+    nb_concepts : int
+        Number of dictionary rows.
+    batch_size : int
+        Rows per step.
+    n_steps : int or None
+        Steps until the rate has fallen to zero. None is a rate that stays, and then a
+        quarter of that for 2,000 steps.
+
+    Returns
+    -------
+    float
+        The learning rate.
+
+    Examples
+    --------
+    >>> auto_lr(4096, 1024, 1500)
+    0.004
+    >>> auto_lr(16384, 1024, 24_000)
+    0.001
+    """
+    steps = OPEN_STEPS if n_steps is None else n_steps
+    rate = _LR * math.sqrt(_WIDTH / nb_concepts * batch_size / _BATCH) * (_STEPS / steps) ** 0.25
+    return min(_MAX_LR, rate) * (_CONSTANT if n_steps is None else 1)
+
+
+def auto_dead_after(length: Length) -> int:
+    """Give the samples of silence after which a concept counts as dead.
+
+    A fiftieth of the samples of the fit, but at least five batches and at most the ten
+    million of Gao et al. (2024), arXiv:2406.04093, appendix A.2.
+
+    Parameters
+    ----------
+    length : Length
+        Of the fit.
+
+    Returns
+    -------
+    int
+        Number of samples.
+
+    Examples
+    --------
+    >>> auto_dead_after(Length(n_batches=1000, n_rows=1_024_000, epochs=10))
+    204800
+    """
+    batch = length.n_rows / length.n_batches
+    return round(min(10_000_000, batch * max(5, length.assumed_steps / 50)))
+
+
+def ramp(step: int, n_steps: int) -> float:
+    """Give the share, from 0 to 1, that something has grown to at a step counted from 0."""
+    return min(1.0, (step + 1) / n_steps) if n_steps else 1.0
+
+
+class WarmupDecay(LRScheduler):
+    """Raise the rate over ``warmup_steps``, then lower it linearly to zero at ``n_steps``.
+
+    Step i, from 0, runs at ``lr * min(1, (i + 1) / warmup_steps, (n_steps - i) / decay_steps)``.
+
+    Parameters
+    ----------
+    optimizer : torch.optim.Optimizer
+        Its rates are the peak rates.
+    n_steps : int or None
+        Steps of the fit. None keeps the rate constant after the warm-up.
+    warmup_steps : int, optional
+        By default a twentieth of the steps, at most 1,000; 100 where ``n_steps`` is None.
+    decay_steps : int, optional
+        By default all steps after the warm-up. 0 keeps the rate constant.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        n_steps: int | None,
+        warmup_steps: int | None = None,
+        decay_steps: int | None = None,
+    ) -> None:
+        if warmup_steps is None:
+            wanted = _WARMUP_SHARE * (OPEN_STEPS if n_steps is None else n_steps)
+            warmup_steps = min(_MAX_WARMUP, round(wanted))
+        if decay_steps is None:
+            decay_steps = 0 if n_steps is None else max(0, n_steps - warmup_steps)
+        self.n_steps, self.warmup_steps, self.decay_steps = n_steps, warmup_steps, decay_steps
+        super().__init__(optimizer)
+
+    def factor(self, step: int) -> float:
+        """Give the share of the peak rate at a step, counted from 0."""
+        share = ramp(step, self.warmup_steps)
+        if self.n_steps is not None and self.decay_steps:
+            share = min(share, max(0, self.n_steps - step) / self.decay_steps)
+        return share
+
+    def get_lr(self) -> list[float]:
+        """Give the rate of each parameter group at the coming step."""
+        return [base * self.factor(self.last_epoch) for base in self.base_lrs]

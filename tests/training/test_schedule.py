@@ -1,0 +1,124 @@
+"""Learning rate, penalties and windows over a fit, against their written formulas."""
+
+import math
+
+import pytest
+import torch
+
+from sksae import TopKSAE, VanillaSAE
+from sksae.datasets import make_activations
+from sksae.training import WarmupDecay, auto_lr
+from sksae.training._schedule import Length, auto_dead_after, ramp
+
+
+@pytest.fixture(scope="module")
+def X():
+    return make_activations(400, 10, 20, n_active=2, random_state=0)[0]
+
+
+@pytest.mark.parametrize("width", [1024, 16384])
+@pytest.mark.parametrize("batch", [256, 4096])
+@pytest.mark.parametrize("steps", [1500, 300_000])
+def test_rate_follows_width_batch_and_length(width, batch, steps):
+    expected = 4e-3 * (4096 / width) ** 0.5 * (batch / 1024) ** 0.5 * (1500 / steps) ** 0.25
+    assert auto_lr(width, batch, steps) == pytest.approx(min(expected, 1e-2))
+
+
+def test_a_rate_that_stays_is_a_quarter():
+    assert auto_lr(4096, 1024, None) == pytest.approx(auto_lr(4096, 1024, 2000) / 4)
+    assert auto_lr(16, 1024, 8) == 1e-2
+
+
+def test_length():
+    fit, open_end = Length(10, 1000, 5), Length(10, 1000, None)
+    assert (fit.n_steps, open_end.n_steps) == (50, None)
+    assert (fit.steps(0.1), fit.steps(7), open_end.steps(0.1), open_end.steps(0)) == (5, 7, 200, 0)
+
+
+def test_dead_after_is_a_fiftieth_within_bounds():
+    assert auto_dead_after(Length(1000, 1_024_000, 10)) == 204_800
+    assert auto_dead_after(Length(10, 10_240, 1)) == 5 * 1024
+    assert auto_dead_after(Length(10**6, 1_024_000_000, 10)) == 10_000_000
+
+
+def test_ramp():
+    assert [ramp(i, 4) for i in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert ramp(0, 0) == 1
+
+
+def rates(n_steps, taken, **params):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
+    scheduler = WarmupDecay(optimizer, n_steps, **params)
+    seen = []
+    for _ in range(taken):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return seen
+
+
+def test_warm_up_then_a_straight_line_to_zero():
+    seen = rates(100, 101)
+    assert seen[:5] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0])
+    assert seen[50] == pytest.approx(2 * 50 / 95)
+    assert seen[99] == pytest.approx(2 / 95)
+    assert seen[100] == 0
+
+
+def test_warm_up_is_at_most_a_thousand_steps():
+    assert WarmupDecay(torch.optim.SGD([torch.zeros(1)], lr=1), 10**6).warmup_steps == 1000
+
+
+def test_an_open_end_keeps_the_rate():
+    seen = rates(None, 300)
+    assert seen[0] == pytest.approx(2 / 100)
+    assert set(seen[99:]) == {2.0}
+
+
+def test_own_warm_up_and_decay():
+    assert rates(10, 10, warmup_steps=0, decay_steps=2) == pytest.approx([2.0] * 9 + [1.0])
+    assert rates(10, 10, decay_steps=0, warmup_steps=1) == [2.0] * 10
+
+
+def learning_rates(sae):
+    return [b["lr"] for e in sae.history_ for b in e["batches"] if "lr" in b]
+
+
+def test_every_fit_has_its_whole_schedule(X):
+    sae = TopKSAE(20, top_k=2, nb_epochs=5, batch_size=40, monitoring=1, warm_start=True)
+    sae.fit(X)
+    seen = learning_rates(sae)
+    assert len(seen) == 50
+    assert max(seen) == pytest.approx(auto_lr(20, 40, 50))
+    assert seen[-1] < 0.05 * max(seen)
+    sae.fit(X)
+    assert max(learning_rates(sae)[50:]) == pytest.approx(max(seen))
+
+
+def test_partial_fit_keeps_a_constant_rate_after_one_warm_up(X):
+    sae = TopKSAE(20, top_k=2, batch_size=40, monitoring=1)
+    for _ in range(15):
+        sae.partial_fit(X)
+    seen = learning_rates(sae)
+    peak = auto_lr(20, 40, None)
+    assert seen == pytest.approx([peak * min(1, (i + 1) / 100) for i in range(150)])
+
+
+def test_no_scheduler_means_a_constant_rate(X):
+    sae = TopKSAE(20, top_k=2, nb_epochs=2, monitoring=1, scheduler_class=None).fit(X)
+    assert set(learning_rates(sae)) == {auto_lr(20, 400, None)}
+
+
+def test_penalties_grow_over_the_sparsity_warm_up(X):
+    sae = VanillaSAE(20, nb_epochs=2, batch_size=40, sparsity_warmup=8, random_state=0)
+    seen = []
+    loss = sae.set_params(criterion=lambda *args: seen.append(1) or (args[0] - args[1]).var())
+    loss.fit(X)
+    assert loss.net_.criterion_.warmup == 1
+    assert loss.net_.sparsity_warmup == 8
+    off = VanillaSAE(20, nb_epochs=1, batch_size=40, sparsity_warmup=10**6, random_state=0).fit(X)
+    none = VanillaSAE(20, nb_epochs=1, batch_size=40, l1_coefficient=0, random_state=0).fit(X)
+    assert off.history_[-1]["train_loss"] == pytest.approx(
+        none.history_[-1]["train_loss"], rel=1e-3
+    )
+    assert math.isclose(off.net_.criterion_.warmup, 10 / 10**6)
