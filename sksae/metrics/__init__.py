@@ -23,6 +23,7 @@ from ._features import (
     uniqueness,
 )
 from ._language import accuracy_recovered, kl_divergence, loss_recovered
+from ._probing import sparse_probing
 from ._reconstruction import (
     explained_variance,
     fvu,
@@ -30,9 +31,11 @@ from ._reconstruction import (
     normalized_mse,
     relative_reconstruction_bias,
 )
+from ._selector import MeanDifferenceSelector
 
 __all__ = [
     "DensityHistogram",
+    "MeanDifferenceSelector",
     "accuracy_recovered",
     "best_matches",
     "concept_f1",
@@ -54,6 +57,7 @@ __all__ = [
     "pw_mcc",
     "recovered_fraction",
     "relative_reconstruction_bias",
+    "sparse_probing",
     "stability",
     "uniqueness",
 ]
