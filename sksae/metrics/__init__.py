@@ -22,6 +22,7 @@ from ._features import (
     recovered_fraction,
     uniqueness,
 )
+from ._interpreto import FID, MSE, ConceptMatchingAlgorithm, Sparsity, SparsityRatio, Stability
 from ._language import accuracy_recovered, kl_divergence, loss_recovered
 from ._probing import sparse_probing
 from ._reconstruction import (
@@ -31,13 +32,23 @@ from ._reconstruction import (
     normalized_mse,
     relative_reconstruction_bias,
 )
+from ._scorers import combine_scorers, get_scorer, get_scorer_names, make_scorer
+from ._selection import OneStandardError, select_sparsest
 from ._selector import MeanDifferenceSelector
 
 __all__ = [
+    "FID",
+    "MSE",
+    "ConceptMatchingAlgorithm",
     "DensityHistogram",
     "MeanDifferenceSelector",
+    "OneStandardError",
+    "Sparsity",
+    "SparsityRatio",
+    "Stability",
     "accuracy_recovered",
     "best_matches",
+    "combine_scorers",
     "concept_f1",
     "concept_scores",
     "dead_fraction",
@@ -47,9 +58,12 @@ __all__ = [
     "explained_variance",
     "firing_density",
     "fvu",
+    "get_scorer",
+    "get_scorer_names",
     "kl_divergence",
     "l0",
     "loss_recovered",
+    "make_scorer",
     "mcc",
     "mean_cosine",
     "mean_max_cosine",
@@ -57,6 +71,7 @@ __all__ = [
     "pw_mcc",
     "recovered_fraction",
     "relative_reconstruction_bias",
+    "select_sparsest",
     "sparse_probing",
     "stability",
     "uniqueness",
