@@ -14,7 +14,12 @@ from ._checks import check_matrix, row_slices
 def unit_rows(dictionary, name: str, metric: str) -> np.ndarray:
     """Check a dictionary and give its rows in float64 with norm one; zeros stay zeros."""
     rows = check_matrix(dictionary, name, metric)
-    rows = np.asarray(rows.toarray() if sparse.issparse(rows) else rows, dtype=np.float64)
+    rows = rows.toarray() if sparse.issparse(rows) else rows
+    return normalized(np.asarray(rows, dtype=np.float64))
+
+
+def normalized(rows: np.ndarray) -> np.ndarray:
+    """Divide each row by its norm; zeros stay zeros."""
     # By the largest entry first, so that the squares neither overflow nor vanish.
     rows = rows / _or_one(np.abs(rows).max(axis=1, keepdims=True))
     return rows / _or_one(np.linalg.norm(rows, axis=1, keepdims=True))

@@ -114,11 +114,11 @@ def sparse_probing(
     tasks = classes[1:] if len(classes) == 2 else classes
     rng = check_random_state(random_state)
     splits = list(_splitter(test_size, cv, y, rng).split(Z, y))
-    scores = np.array([[_task(Z, y == c, sizes, s, c, rng) for c in tasks] for s in splits])
+    names = tasks.tolist()
+    scores = np.array([[_task(Z, y == c, sizes, s, c, rng) for c in names] for s in splits])
     means = scores.mean(axis=0)  # (tasks, sizes)
     by_size = dict(zip(sizes, means.T.tolist(), strict=True))
     if per_class:
-        names = tasks.tolist()
         return {n: dict(zip(names, values, strict=True)) for n, values in by_size.items()}
     return {n: float(np.mean(values)) for n, values in by_size.items()}
 

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from ._checks import check_pair, dense_blocks
+from ._cosines import normalized
 
 _NAMES = ("X", "X_hat")
 
@@ -173,11 +174,9 @@ def mean_cosine(X, X_hat) -> float:
     X, X_hat = check_pair(X, X_hat, _NAMES, "mean_cosine")
     total = 0.0
     for x, x_hat in dense_blocks(X, X_hat):
-        norms = np.linalg.norm(x, axis=1), np.linalg.norm(x_hat, axis=1)
-        both_zero = (norms[0] == 0) & (norms[1] == 0)
-        # Divided one after the other: the product of two small norms may be zero.
-        dots = np.einsum("ij,ij->i", x / _or_one(norms[0]), x_hat / _or_one(norms[1]))
-        total += float(np.clip(dots, -1, 1).sum()) + int(both_zero.sum())
+        both_zero = ~(x.any(axis=1) | x_hat.any(axis=1))
+        cosines = np.einsum("ij,ij->i", normalized(x), normalized(x_hat))
+        total += float(np.clip(cosines, -1, 1).sum()) + int(both_zero.sum())
     return total / X.shape[0]
 
 
@@ -239,7 +238,3 @@ def _unexplained(X, X_hat) -> float:
     if total <= rounding:
         return 0.0 if error <= rounding else 1.0
     return error / total
-
-
-def _or_one(norms):
-    return np.where(norms == 0, 1.0, norms)[:, None]
