@@ -55,7 +55,7 @@ print((time.perf_counter() - start) / (middle - start))
 # Each folder with the folders of sksae it may import from.
 MAY_IMPORT = {
     "activations": set(),
-    "metrics": set(),
+    "metrics": {"activations", "estimators"},
     "modules": set(),
     "losses": set(),
     "training": {"losses", "modules"},

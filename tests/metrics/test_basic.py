@@ -32,7 +32,7 @@ def test_explained_variance_at_its_anchors(X):
 
 
 def test_explained_variance_refuses_another_shape(X):
-    with pytest.raises(ValueError, match=r"X has shape \(20, 3\) but its reconstruction has"):
+    with pytest.raises(ValueError, match=r"X has shape \(20, 3\) but X_hat has \(3, 3\)"):
         explained_variance(X, X[:3])
 
 
