@@ -1,6 +1,6 @@
 """Sparse autoencoders on transformer activations, as scikit-learn estimators."""
 
-from . import activations, datasets, interpretation, losses, metrics
+from . import activations, datasets, interpretation, intervention, losses, metrics
 from .activations import ConceptPooler, Extractor, KeepRows, TransformerActivationExtractor
 from .estimators import BaseSAE, BatchTopKSAE, JumpReLUSAE, TopKSAE, VanillaSAE
 from .interpretation import TopKInputs
@@ -21,6 +21,7 @@ __all__ = [
     "activations",
     "datasets",
     "interpretation",
+    "intervention",
     "losses",
     "metrics",
 ]

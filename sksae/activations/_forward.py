@@ -87,7 +87,7 @@ class Forward:
         return rows[0] if len(rows) == 1 else np.concatenate(rows, axis=1)
 
     def places(self, ids: list[np.ndarray], wanted: list[np.ndarray]) -> torch.Tensor:
-        """Number the wanted positions of each sequence in the padded batch, row after row."""
+        """Give the wanted positions as indices into the padded batch, laid out row after row."""
         width = max(len(x) for x in ids)
         flat = [
             i * width + positions + (width - len(x) if self.pad_left else 0)
