@@ -79,11 +79,11 @@ class Parts(NamedTuple):
         x: Any = rows.cpu().numpy()
         for _, step in self.between:
             x = step.transform(_as_seen_in_fit(step, x))
-        x = self.sae.decode(self.sae.encode(torch.as_tensor(np.asarray(x))))
+        x = self.sae.decode(self.sae.encode(torch.tensor(np.asarray(x))))
         x = x.numpy()
         for _, step in reversed(self.between):
             x = step.inverse_transform(x)
-        return torch.as_tensor(np.asarray(x))
+        return torch.tensor(np.asarray(x))
 
 
 def _check_between(steps: list[tuple[str, Any]], owner: str) -> None:
@@ -127,7 +127,7 @@ class Site:
         texts = check_texts(texts, parts.owner)
         source = _source(parts, given)
         reader = _reader(parts, source, head, given, granularities).fit(texts.texts)
-        _check_width(parts, reader)
+        _check_reader(parts, reader)
         self.parts = parts
         self.model, tokenizer = reader.model, reader.tokenizer
         self.layer = reader.layer_names_[0]
@@ -269,7 +269,7 @@ def _path_in(model: nn.Module, name: str) -> str:
     return below if name not in names and below in names else name
 
 
-def _check_width(parts: Parts, reader: TransformerActivationExtractor) -> None:
+def _check_reader(parts: Parts, reader: TransformerActivationExtractor) -> None:
     if len(reader.layer_names_) > 1:
         raise ValueError(
             f"{parts.owner} replaces the hidden states of one layer. Got layer={reader.layer!r}."

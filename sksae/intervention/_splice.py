@@ -55,7 +55,8 @@ class SplicedLoss(_Report):
         SAE changes no prediction; lower is better.
     loss_recovered : float
         ``(ce_zero - ce_spliced) / (ce_zero - ce)``. Higher is better: 1 where the SAE costs
-        nothing, 0 where it is as bad as zeros, below 0 where it is worse.
+        nothing, 0 where it is as bad as zeros, below 0 where it is worse. It says nothing
+        where ``ce_zero`` does not exceed ``ce``: NaN where they are equal.
     loss_recovered_mean : float
         The same against ``ce_mean``, the stricter of the two.
     n_tokens : int
