@@ -1,6 +1,6 @@
 """Sparse autoencoders on transformer activations, as scikit-learn estimators."""
 
-from . import activations, datasets, interpretation, losses, metrics
+from . import activations, datasets, interpretation, intervention, losses, metrics
 from .activations import ConceptPooler, Extractor, KeepRows, TransformerActivationExtractor
 from .estimators import BaseSAE, BatchTopKSAE, JumpReLUSAE, TopKSAE, VanillaSAE, fit_many
 from .interpretation import TopKInputs
@@ -22,6 +22,7 @@ __all__ = [
     "datasets",
     "fit_many",
     "interpretation",
+    "intervention",
     "losses",
     "metrics",
 ]

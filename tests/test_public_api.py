@@ -16,7 +16,8 @@ HEAVY = ("transformers", "overcomplete", "matplotlib", "timm", "cv2", "torchvisi
 
 def test_public_names():
     expected = """BaseSAE VanillaSAE TopKSAE BatchTopKSAE JumpReLUSAE TransformerActivationExtractor
-    Extractor TopKInputs ConceptPooler KeepRows losses metrics datasets interpretation"""
+    Extractor TopKInputs ConceptPooler KeepRows losses metrics datasets interpretation
+    intervention"""
     assert set(expected.split()) <= set(sksae.__all__)
     assert sksae.Extractor is sksae.TransformerActivationExtractor
 
@@ -61,6 +62,7 @@ MAY_IMPORT = {
     "training": {"losses", "modules"},
     "estimators": {"activations", "losses", "modules", "training"},
     "interpretation": {"activations", "estimators", "metrics"},
+    "intervention": {"activations", "estimators", "metrics"},
     "datasets": set(),
 }
 ONLY_IMPORTER = {"overcomplete": "modules", "skorch": "training"}

@@ -304,17 +304,27 @@ class TransformerActivationExtractor(TransformerMixin, BaseEstimator):
             )
 
     def _load(self):
+        model, tokenizer = self._load_model(), self._load_tokenizer()
+        self._family()["loaded"] = (model, tokenizer)
+        return model, loading.check_tokenizer(tokenizer)
+
+    def _load_model(self, auto_class="AutoModel"):
+        """Give the model, loaded through a class of transformers if it is given by name."""
+        if not loading.is_name(self.model):
+            return self.model
+        return loading.load_model(
+            self.model,
+            self.revision,
+            self.model_params,
+            resolve_device(self.device, type(self).__name__),
+            loading.resolve_dtype(self.dtype),
+            auto_class,
+        )
+
+    def _load_tokenizer(self):
         model, tokenizer = self.model, self.tokenizer
-        if loading.is_name(model):
-            model = loading.load_model(
-                model,
-                self.revision,
-                self.model_params,
-                resolve_device(self.device, type(self).__name__),
-                loading.resolve_dtype(self.dtype),
-            )
         if tokenizer is None:
-            tokenizer = self.model if loading.is_name(self.model) else loading.name_inside(model)
+            tokenizer = model if loading.is_name(model) else loading.name_inside(model)
             if not tokenizer:
                 raise ValueError(
                     f"tokenizer=None takes the tokenizer of the model's folder, and this "
@@ -323,8 +333,7 @@ class TransformerActivationExtractor(TransformerMixin, BaseEstimator):
         if loading.is_name(tokenizer):
             revision = self.revision if tokenizer == self.model else None
             tokenizer = loading.load_tokenizer(tokenizer, revision, self.tokenizer_params)
-        self._family()["loaded"] = (model, tokenizer)
-        return model, loading.check_tokenizer(tokenizer)
+        return tokenizer
 
     def _family(self):
         """Give the place where this estimator and its clones hold what was loaded last."""

@@ -49,7 +49,7 @@ class Forward:
     def probe(self, ids: np.ndarray) -> dict[str, int]:
         """Run a few tokens and give the number of features of each layer."""
         with evaluating(self.model):
-            states = probe(self.model, self.layers, self._inputs([ids], None))
+            states = probe(self.model, self.layers, self.inputs([ids], None))
         for name, state in states.items():
             _check_shape(name, state, (1, len(ids)))
         return {name: state.shape[2] for name, state in states.items()}
@@ -74,11 +74,7 @@ class Forward:
             The layers side by side.
         """
         width = max(len(x) for x in ids)
-        flat = [
-            i * width + positions + (width - len(x) if self.pad_left else 0)
-            for i, (x, positions) in enumerate(zip(ids, wanted, strict=True))
-        ]
-        inputs = self._inputs(ids, types)
+        inputs = self.inputs(ids, types)
         try:
             states = run_to(self.model, self.layers, inputs)
         except torch.OutOfMemoryError as exc:
@@ -86,11 +82,21 @@ class Forward:
                 f"No memory left for a batch of {len(ids)} texts of {width} tokens. Lower "
                 "batch_size or max_length."
             ) from exc
-        picked = torch.from_numpy(np.concatenate(flat))
+        picked = self.places(ids, wanted)
         rows = [_rows(name, state, (len(ids), width), picked) for name, state in states.items()]
         return rows[0] if len(rows) == 1 else np.concatenate(rows, axis=1)
 
-    def _inputs(self, ids: list[np.ndarray], types: list[np.ndarray] | None) -> dict[str, Any]:
+    def places(self, ids: list[np.ndarray], wanted: list[np.ndarray]) -> torch.Tensor:
+        """Give the wanted positions as indices into the padded batch, laid out row after row."""
+        width = max(len(x) for x in ids)
+        flat = [
+            i * width + positions + (width - len(x) if self.pad_left else 0)
+            for i, (x, positions) in enumerate(zip(ids, wanted, strict=True))
+        ]
+        return torch.from_numpy(np.concatenate(flat))
+
+    def inputs(self, ids: list[np.ndarray], types: list[np.ndarray] | None) -> dict[str, Any]:
+        """Pad sequences and give the keyword arguments that the model takes."""
         mask = self._padded([np.ones(len(x), dtype=np.int64) for x in ids], 0)
         inputs: dict[str, Any] = {
             "input_ids": self._padded(ids, self.pad_id),

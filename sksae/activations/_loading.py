@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,21 +55,39 @@ def key_of(name: Any, *settings: Any) -> tuple:
 
 
 def load_model(
-    name: Any, revision: str | None, params: dict | None, device: torch.device, dtype: torch.dtype
+    name: Any,
+    revision: str | None,
+    params: dict | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    auto_class: str = "AutoModel",
 ) -> nn.Module:
-    """Load a model by name or folder, through ``AutoModel``, in evaluation mode."""
+    """Load a model by name or folder in evaluation mode; a head must have its weights there."""
     params = {"dtype": dtype, "revision": revision, **(params or {})}
     if params["revision"] is None:
         del params["revision"]
 
     def load() -> nn.Module:
-        from transformers import AutoModel
+        import transformers
 
+        auto = getattr(transformers, auto_class)
         with _named_failure("model", name), _no_progress_bars():
-            model = AutoModel.from_pretrained(name, **params)
+            model, found = auto.from_pretrained(name, **params, output_loading_info=True)
+        if auto_class != "AutoModel":
+            _check_head(name, auto_class, found["missing_keys"])
         return model.eval() if "device_map" in params else model.eval().to(device)
 
-    return shared("model", key_of(name, sorted(params.items()), device), load)
+    return shared("model", key_of(name, sorted(params.items()), device, auto_class), load)
+
+
+def _check_head(name: Any, auto_class: str, missing: Collection[str]) -> None:
+    """Refuse a model that would run with a head of random weights."""
+    if missing:
+        raise ValueError(
+            f"{os.fspath(name)!r} holds no weights for {', '.join(sorted(missing)[:3])}, which "
+            f"{auto_class} needs: it was saved without its head. Pass model=, the name or folder "
+            "of one with its head."
+        )
 
 
 def load_tokenizer(name: Any, revision: str | None, params: dict | None) -> Any:
