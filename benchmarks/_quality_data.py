@@ -4,7 +4,6 @@
 document: an article, a page. Needs the ``demo`` extra, and for "perl" a Debian system.
 """
 
-import json
 import random
 import re
 import subprocess
@@ -23,8 +22,8 @@ _SHORTEST_PARAGRAPH = 80
 _CHARACTERS_PER_TOKEN = 5  # more than there are, so that a share of the texts is enough
 
 
-def store(name, folder):
-    """Extract the activations of one set and store them as .npy files."""
+def store(name, path):
+    """Extract the activations of one set and store them as .npy files in a folder."""
     train_texts, held_out_texts, topics = {"bbc": bbc, "perl": perl}[name]()
     train = extract(train_texts)
     if len(train) < N_TRAIN:
@@ -37,11 +36,9 @@ def store(name, folder):
     }
     if topics is not None:
         arrays |= {"held_out": held_out, "held_out_text": held_out.rows.text, "topics": topics}
-    path = Path(folder, name)
     path.mkdir(parents=True, exist_ok=True)
     for key, array in arrays.items():
         np.save(path / f"{key}.npy", np.asarray(array))
-    print(json.dumps({"set": name, **{k: list(np.shape(a)) for k, a in arrays.items()}}))
 
 
 def extract(texts):

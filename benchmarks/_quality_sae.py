@@ -60,6 +60,10 @@ class PlainSAE(NamedTuple):
         values, indices = codes.topk(self.top_k, dim=1, sorted=False)
         return torch.zeros_like(codes).scatter_(1, indices, values)
 
+    def encode_comparable(self, x):
+        """Give the codes times the norms of the dictionary's rows: no library's scale."""
+        return self.encode(x) * self.W_dec.norm(dim=1)
+
     def decode(self, codes):
         """Give the reconstruction (n, n_features) of codes (n, nb_concepts)."""
         return torch.addmm(self.b_dec, codes, self.W_dec)

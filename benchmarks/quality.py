@@ -70,6 +70,7 @@ GRID = {
         (2e-3, {"optimizer": "adam", "lr_warmup_steps": 50}),
     ],
 }
+VARIANTS = {"sparsify": ("topk",)}
 TARGETS = (0.80, 0.85, 0.88)
 PROBE_SIZES = (1, 2, 5)
 # What makes two runs the same run.
@@ -126,7 +127,7 @@ def train(job, python):
         text=True,
     )
     if done.returncode:
-        raise SystemExit(f"{job['library']} failed:\n{done.stdout[-4000:]}")
+        raise RuntimeError(f"{job['library']} failed:\n{done.stdout[-4000:]}")
     return json.loads(Path(f"{job['out']}.json").read_text())
 
 
@@ -164,7 +165,7 @@ def measure(sae, folder, n_train):
         "dead_on_train": round(float((fired_in_training == 0).double().mean()), 5),
     }
     if (folder / "topics.npy").exists():
-        measures["probing"] = probing(pooled_codes(sae, folder), np.load(folder / "topics.npy"))
+        measures["probing"] = probing(sae.encode_comparable, folder)
     return measures
 
 
@@ -174,27 +175,27 @@ def firing_counts(sae, x):
     return sum((sae.encode(rows) > 0).sum(dim=0) for rows in x.split(BLOCK))
 
 
-@torch.no_grad()
-def pooled_codes(sae, folder):
-    """Give the mean code of each held-out text, in units of the reconstruction."""
-    rows = np.load(folder / "held_out.npy", mmap_mode="r")
-    text = torch.from_numpy(np.load(folder / "held_out_text.npy"))
-    n_texts = int(text.max()) + 1
-    sums = torch.zeros(n_texts, len(sae.W_dec))
-    for start in range(0, len(rows), BLOCK):
-        codes = sae.encode(torch.from_numpy(rows[start : start + BLOCK].copy()))
-        sums.index_add_(0, text[start : start + BLOCK], codes)
-    means = sums / text.bincount(minlength=n_texts).clamp(min=1)[:, None]
-    return (means * sae.W_dec.norm(dim=1)).numpy()
-
-
-def probing(features, topics):
+def probing(encode, folder):
     """Give the accuracy of k-sparse probes, averaged over the topics; chance is 0.5."""
+    features, topics = pool(encode, folder), np.load(folder / "topics.npy")
     accuracies = {
         k: np.mean([topic_accuracy(features, topics == topic, k) for topic in np.unique(topics)])
         for k in PROBE_SIZES
     }
     return {str(k): round(float(accuracy), 4) for k, accuracy in accuracies.items()}
+
+
+@torch.no_grad()
+def pool(encode, folder):
+    """Give the mean of ``encode(rows)`` over each held-out text."""
+    rows = np.load(folder / "held_out.npy", mmap_mode="r")
+    text = torch.from_numpy(np.load(folder / "held_out_text.npy"))
+    sums = 0
+    for start in range(0, len(rows), BLOCK):
+        codes = encode(torch.from_numpy(rows[start : start + BLOCK].copy()))
+        here = torch.nn.functional.one_hot(text[start : start + BLOCK], int(text.max()) + 1)
+        sums = sums + here.T.to(codes.dtype) @ codes
+    return (sums / text.bincount()[:, None]).numpy()
 
 
 def topic_accuracy(features, positive, k):
@@ -225,6 +226,8 @@ def run_all(args):
     known = [{key: result[key] for key in (*SETTINGS, *SIZES)} for result in read(args.results)]
     grid = itertools.product(args.seeds, args.ks, args.libraries)
     for seed, k, library in grid:
+        if args.variant not in VARIANTS.get(library, (args.variant,)):
+            continue
         for lr, options in GRID[library]:
             one = argparse.Namespace(**vars(args))
             vars(one).update(library=library, k=k, seed=seed, lr=lr, options=options)
@@ -233,7 +236,15 @@ def run_all(args):
                 continue
             print(json.dumps(settings), flush=True)
             if not args.dry_run:
-                run(one)
+                _run_or_report(one)
+
+
+def _run_or_report(args):
+    """Run; a failure is printed and does not end the grid."""
+    try:
+        run(args)
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
 
 
 def read(path):
@@ -297,10 +308,14 @@ def _number(value, form):
 
 
 def data(args):
-    """Extract one set of activations."""
+    """Extract one set of activations; print sizes, and what probes of bare features reach."""
     from _quality_data import store
 
-    store(args.set, args.data)
+    folder = Path(args.data, args.set)
+    store(args.set, folder)
+    sizes = {file.stem: np.load(file, mmap_mode="r").shape for file in folder.glob("*.npy")}
+    bare = {"probing": probing(lambda x: x, folder)} if "topics" in sizes else {}
+    print(json.dumps({"set": args.set, **sizes, **bare}))
 
 
 def option(text):
