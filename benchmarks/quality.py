@@ -52,20 +52,20 @@ PEERS = {
     "sparsify": ["torch==2.14.1", "eai-sparsify==1.3.3"],
 }
 
-# Learning rates (None: the library's own), with further options.
+# Learning rates (None: the library's own), with further options. The warm-up of 1,000 steps that
+# two of them have by default would be most of a run of 1,465 steps.
 GRID = {
     "sksae": [(None, {})],
     "overcomplete": [(None, {}), (1e-3, {}), (2e-3, {})],
     "saelens": [(None, {}), (1e-3, {}), (2e-3, {})],
     "dictionary_learning": [
         (None, {}),
-        (1e-3, {}),
-        (2e-3, {}),
         (1e-3, {"warmup_steps": 50}),
+        (2e-3, {"warmup_steps": 50}),
     ],
     "sparsify": [
         (None, {}),
-        (None, {"optimizer": "adam"}),
+        (3e-3, {}),
         (1e-3, {"optimizer": "adam", "lr_warmup_steps": 50}),
         (2e-3, {"optimizer": "adam", "lr_warmup_steps": 50}),
     ],
@@ -254,18 +254,20 @@ def read(path):
 
 
 def table(args):
-    """Print the results as a Markdown table, averaged over seeds."""
+    """Print the results as Markdown tables, averaged over seeds; the last run of a seed counts."""
     head = ("k", "library", "lr", "EV", "L0", "dead on test", "on train", "probing k=1", "2", "5")
     head += ("train s", *(f"s to {target:.2f}" for target in TARGETS), "seeds")
-    shared = ("set", "variant", "width", *SIZES)
+    shared = ("set", "variant", "width", *SIZES, "machine", "threads")
     results = sorted(read(args.results), key=lambda r: (*(str(r[s]) for s in shared), r["k"]))
     for values, group in itertools.groupby(results, key=lambda r: [r[key] for key in shared]):
         print("\n" + ", ".join(f"{k} {v}" for k, v in zip(shared, values, strict=True)) + "\n")
         print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
         runs = {}
         for result in group:
-            runs.setdefault(json.dumps([result[key] for key in SETTINGS[:-1]]), []).append(result)
-        for same in sorted(runs.values(), key=lambda r: (r[0]["k"], -_mean(r, _EV))):
+            same = runs.setdefault(json.dumps([result[key] for key in SETTINGS[:-1]]), {})
+            same[result["seed"]] = result
+        rows = [list(by_seed.values()) for by_seed in runs.values()]
+        for same in sorted(rows, key=lambda r: (r[0]["k"], -_mean(r, _EV))):
             print("| " + " | ".join(_cells(same)) + " |")
 
 
