@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -174,57 +175,51 @@ def train_overcomplete(job, X, watch):
 
 def train_saelens(job, X, watch):
     """Run ``SAETrainer`` with its default configuration."""
-    from sae_lens import (
-        SAE,
-        BatchTopKTrainingSAE,
-        BatchTopKTrainingSAEConfig,
-        TopKTrainingSAE,
-        TopKTrainingSAEConfig,
-    )
+    import sae_lens
     from sae_lens.config import SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer
-
-    def plain():
-        norms = sae.W_dec.norm(dim=1)
-        return PlainSAE.of(
-            sae.W_enc * norms,
-            sae.b_enc * norms,
-            sae.W_dec / norms[:, None],
-            sae.b_dec,
-            job["k"],
-            getattr(sae, "topk_threshold", float("nan")),
-            pre_bias=sae.b_dec,
-        )
 
     class Watched(SAETrainer):
         """A trainer that is evaluated before each step."""
 
         def step(self, batch):
-            watch.tick(self.n_training_steps, plain)
+            watch.tick(self.n_training_steps, lambda: _plain_saelens(self.sae, job["k"]))
             return super().step(batch)
 
-    if job["variant"] == "batchtopk":
-        config, cls = BatchTopKTrainingSAEConfig, BatchTopKTrainingSAE
-    else:
-        config, cls = TopKTrainingSAEConfig, TopKTrainingSAE
-    watch.begin()
-    sae = cls(config(k=job["k"], d_in=X.shape[1], d_sae=job["width"]))
+    prefix = {"topk": "TopK", "batchtopk": "BatchTopK"}[job["variant"]]
+    config = getattr(sae_lens, f"{prefix}TrainingSAEConfig")
+    lr = job["lr"] or 3e-4
     training = {
         "total_training_samples": job["epochs"] * len(X),
         "train_batch_size_samples": job["batch_size"],
-        "lr": job["lr"] or 3e-4,
-        "lr_end": (job["lr"] or 3e-4) / 10,
+        "lr": lr,
+        "lr_end": lr / 10,
     }
-    batches = Batches(X, job["batch_size"], job["seed"])
-    Watched(
-        SAETrainerConfig(**(training | job["options"])), sae, batches.epochs(job["epochs"])
-    ).fit()
-    seconds = watch.seconds
-    trained = plain()
+    watch.begin()
+    sae = getattr(sae_lens, f"{prefix}TrainingSAE")(
+        config(k=job["k"], d_in=X.shape[1], d_sae=job["width"])
+    )
+    batches = Batches(X, job["batch_size"], job["seed"]).epochs(job["epochs"])
+    Watched(SAETrainerConfig(**(training | job["options"])), sae, batches).fit()
+    seconds, trained = watch.seconds, _plain_saelens(sae, job["k"])
     with tempfile.TemporaryDirectory() as folder:
         sae.save_inference_model(folder)
-        exported = SAE.load_from_disk(folder)
+        exported = sae_lens.SAE.load_from_disk(folder)
     return trained, seconds, exported
+
+
+def _plain_saelens(sae, top_k):
+    """Read a training SAE, whose codes are counted in norms of the dictionary's rows."""
+    norms = sae.W_dec.norm(dim=1)
+    return PlainSAE.of(
+        sae.W_enc * norms,
+        sae.b_enc * norms,
+        sae.W_dec / norms[:, None],
+        sae.b_dec,
+        top_k,
+        getattr(sae, "topk_threshold", float("nan")),
+        pre_bias=sae.b_dec,
+    )
 
 
 def train_dictionary_learning(job, X, watch):
@@ -233,35 +228,21 @@ def train_dictionary_learning(job, X, watch):
     from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
     from dictionary_learning.trainers.top_k import TopKTrainer
 
-    over_batch = job["variant"] == "batchtopk"
-    state = {"scale": 1.0}
+    seen = SimpleNamespace(ae=None, scale=1.0)
 
-    def plain(scale=1.0):
-        ae = state["ae"]
-        threshold = float(ae.threshold) if over_batch else float("nan")
-        return PlainSAE.of(
-            ae.encoder.weight.T,
-            ae.encoder.bias * scale,
-            ae.decoder.weight.T,
-            ae.b_dec * scale,
-            job["k"],
-            threshold,
-            pre_bias=ae.b_dec * scale,
-        )
-
-    class Watched(BatchTopKTrainer if over_batch else TopKTrainer):
+    class Watched(TopKTrainer if job["variant"] == "topk" else BatchTopKTrainer):
         """A trainer that is evaluated before each step."""
 
         def update(self, step, x):
-            state["ae"] = self.ae
-            watch.tick(step, lambda: plain(state["scale"]))
+            seen.ae = self.ae
+            watch.tick(step, lambda: _plain_dictionary_learning(self.ae, job, seen.scale))
             return super().update(step, x)
 
     norm_factor = training.get_norm_factor
 
     def remembered(*args, **kwargs):
-        state["scale"] = norm_factor(*args, **kwargs)
-        return state["scale"]
+        seen.scale = norm_factor(*args, **kwargs)
+        return seen.scale
 
     training.get_norm_factor = remembered
     watch.begin()
@@ -289,7 +270,20 @@ def train_dictionary_learning(job, X, watch):
         normalize_activations=True,
         device="cpu",
     )
-    return plain(), watch.seconds, state["ae"]
+    return _plain_dictionary_learning(seen.ae, job), watch.seconds, seen.ae
+
+
+def _plain_dictionary_learning(ae, job, scale=1.0):
+    """Read an SAE that was trained on activations divided by ``scale``."""
+    return PlainSAE.of(
+        ae.encoder.weight.T,
+        ae.encoder.bias * scale,
+        ae.decoder.weight.T,
+        ae.b_dec * scale,
+        job["k"],
+        float("nan") if job["variant"] == "topk" else float(ae.threshold),
+        pre_bias=ae.b_dec * scale,
+    )
 
 
 class _Repeated:
@@ -328,30 +322,27 @@ def train_sparsify(job, X, watch):
         trainer = Trainer(TrainConfig(**(config | job["options"])), sequences, model)
         (sae,) = trainer.saes.values()
 
-        def plain():
-            for optimizer in trainer.optimizers:
-                if hasattr(optimizer, "eval"):
-                    optimizer.eval()
-            weights = PlainSAE.of(
-                sae.encoder.weight.T,
-                sae.encoder.bias,
-                sae.W_dec,
-                sae.b_dec,
-                job["k"],
-                pre_bias=sae.b_dec,
-            )
-            return weights
-
         def evaluate(module, args):
-            watch.tick(trainer.global_step, plain)
-            for optimizer in trainer.optimizers:
-                if hasattr(optimizer, "train"):
-                    optimizer.train()
+            watch.tick(trainer.global_step, lambda: _plain_sparsify(sae, trainer.optimizers))
+            _set_mode(trainer.optimizers, "train")
 
         model.rows.register_forward_pre_hook(evaluate)
         trainer.fit()
     seconds = watch.seconds
-    return plain(), seconds, lambda x: sae(x).sae_out
+    return _plain_sparsify(sae, trainer.optimizers), seconds, lambda x: sae(x).sae_out
+
+
+def _plain_sparsify(sae, optimizers):
+    """Read an SAE; its optimizers are left in evaluation mode."""
+    _set_mode(optimizers, "eval")
+    weights = (sae.encoder.weight.T, sae.encoder.bias, sae.W_dec, sae.b_dec)
+    return PlainSAE.of(*weights, sae.cfg.k, pre_bias=sae.b_dec)
+
+
+def _set_mode(optimizers, mode):
+    """Call ``train()`` or ``eval()`` of the schedule-free ones, which average the weights."""
+    for optimizer in optimizers:
+        getattr(optimizer, mode, lambda: None)()
 
 
 class _RowNumbers:
