@@ -618,6 +618,6 @@ def test_an_sae_recovers_the_loss_on_texts_it_has_seen(full_smollm_path):
     sae = BatchTopKSAE(256, top_k=16, nb_epochs=60, batch_size=64, random_state=0)
     loss = spliced_loss(make_pipeline(acts, sae).fit(NEWS), NEWS)
     assert 3 < loss.ce < 5
-    assert loss.ce < loss.ce_spliced < min(loss.ce_mean, loss.ce_zero)
-    assert loss.loss_recovered > 0.8
-    assert loss.loss_recovered_mean > 0.5
+    assert loss.ce - 0.1 < loss.ce_spliced < min(loss.ce_mean, loss.ce_zero)
+    assert 0.8 < loss.loss_recovered < 1.05
+    assert 0.5 < loss.loss_recovered_mean < 1.05

@@ -95,6 +95,10 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         Rows without firing after which a concept counts as dead in training. "auto" is a
         fiftieth of the rows of this fit, epochs counted, but at least five batches and at
         most 10 million.
+    outlier_ratio : float or None, default=5.0
+        Rows farther from the center of the data than this times the median distance, such
+        as a causal model's first positions, do not count for the input scale and are moved
+        to that distance in training, or they would outweigh all others. None leaves them.
     clip_grad : float or None, default=None
         Largest norm of the gradient of all parameters together.
     use_amp : bool, "bf16" or "fp16", default=False
@@ -193,6 +197,7 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         auxk_coefficient=1 / 32,
         k_aux=None,
         dead_after="auto",
+        outlier_ratio=5.0,
         clip_grad=None,
         use_amp=False,
         max_nan_fallbacks=5,
@@ -221,6 +226,7 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         self.auxk_coefficient = auxk_coefficient
         self.k_aux = k_aux
         self.dead_after = dead_after
+        self.outlier_ratio = outlier_ratio
         self.clip_grad = clip_grad
         self.use_amp = use_amp
         self.max_nan_fallbacks = max_nan_fallbacks

@@ -87,7 +87,9 @@ def start_net(estimator, data: RowBatches, epochs: int | None, seed: int) -> SAE
         seed=seed,
     ).initialize()
     check_encoder_output(estimator, net.module_)
-    net.module_.set_units(statistics.center.to(data.device, data.dtype), statistics.scale)
+    radius = statistics.radius(estimator.outlier_ratio)
+    center = statistics.center.to(data.device, data.dtype)
+    net.module_.set_units(center, statistics.scale(radius), radius)
     net.criterion_.to(data.dtype)
     # Beside the net, whose modules are pickled apart from the parameters.
     estimator._fitted_with = {name: getattr(estimator, name) for name in (*_STRUCTURE, "criterion")}

@@ -67,6 +67,8 @@ class SAEModule:
     """
 
     input_scale: Tensor
+    center: Tensor
+    max_distance: Tensor
     samples_since_fired: Tensor
     dead_concepts: Tensor
     decoder_bias: nn.Parameter
@@ -91,6 +93,8 @@ class SAEModule:
         self.dictionary.project_()
         self.decoder_bias = nn.Parameter(torch.zeros(n_features))
         self._buffer("input_scale", torch.ones(()))
+        self._buffer("center", torch.zeros(n_features))
+        self._buffer("max_distance", torch.tensor(torch.inf))
         self._buffer("samples_since_fired", torch.zeros(nb_concepts, dtype=torch.int64))
         self.register_buffer(  # type: ignore[attr-defined]
             "dead_concepts", torch.zeros(0, dtype=torch.int64), persistent=False
@@ -118,10 +122,24 @@ class SAEModule:
         self.linear_encoder.bias.zero_()
 
     @torch.no_grad()
-    def set_units(self, bias: Tensor, scale: Tensor | float) -> None:
-        """Set the decoder bias (input units, shape (n_features,)) and the input scale."""
+    def set_units(self, bias: Tensor, scale: Tensor | float, radius: float = torch.inf) -> None:
+        """Set, in input units, decoder bias (shape (n_features,)), scale and `pull_in`'s radius."""
         self.input_scale.fill_(scale)
+        self.max_distance.fill_(radius / scale)
         self.decoder_bias.copy_(bias / self.input_scale)
+        self.center.copy_(self.decoder_bias)
+
+    @torch.no_grad()
+    def pull_in(self, u: Tensor) -> Tensor:
+        """Move scaled rows beyond the radius towards the center of the data, onto the radius.
+
+        The linear encoder gives what lies farther in the same direction larger codes in
+        proportion, so that a row need not be seen at its length.
+        """
+        centered = u - self.center
+        distance = centered.norm(dim=1, keepdim=True)
+        nearer = self.center + centered * (self.max_distance / distance)
+        return torch.where(distance > self.max_distance, nearer, u)
 
     def sparsify(self, pre_codes: Tensor, relu_codes: Tensor) -> Tensor:
         """Choose the active codes, shape (n, nb_concepts); here all of the encoder's."""
@@ -168,6 +186,8 @@ class SAEModule:
         folded = copy.deepcopy(self)
         folded.linear_encoder.bias.mul_(self.input_scale)
         folded.decoder_bias.mul_(self.input_scale)
+        folded.center.mul_(self.input_scale)
+        folded.max_distance.mul_(self.input_scale)
         folded.input_scale.fill_(1)
         folded.scale_thresholds(self.input_scale)
         return folded

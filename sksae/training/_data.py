@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -155,13 +156,26 @@ class InputStatistics:
         A few rows of extreme norm, such as the first positions of a causal model, hardly
         move it. The start that Gao et al. (2024), arXiv:2406.04093, appendix A.1, give to
         the decoder bias.
-    scale : float
-        Root mean square of the entries of ``x - center`` over all rows but those farther
-        from it than 5 times the median distance; 1 for constant data.
+    distances : Tensor of shape (n_rows,), float64
+        Squared Euclidean distances of the rows from the center.
     """
 
     center: Tensor
-    scale: float
+    distances: Tensor
+
+    def radius(self, ratio: float | None) -> float:
+        """Give ``ratio`` times the median distance from the center; without one, infinity."""
+        median = float(self.distances.median()) ** 0.5
+        return math.inf if ratio is None or median == 0 else ratio * median
+
+    def scale(self, radius: float) -> float:
+        """Give the root mean square of the entries of ``x - center`` over rows within a radius.
+
+        1 for constant data.
+        """
+        usual = self.distances[self.distances <= radius**2]
+        mean_square = float(usual.mean()) / len(self.center)
+        return mean_square**0.5 if mean_square > rounding(self.center) else 1.0
 
     @classmethod
     def of(cls, data: RowBatches) -> InputStatistics:
@@ -170,10 +184,7 @@ class InputStatistics:
         sample = torch.arange(0, len(data), -(-len(data) // most))
         center = geometric_median(data.take(sample).double())
         squares = [(b.double() - center).square().sum(dim=1) for b in data.blocks()]
-        distances = torch.cat(squares)
-        usual = distances[distances <= 25 * distances.median()]
-        mean_square = float(usual.mean()) / len(center)
-        return cls(center, mean_square**0.5 if mean_square > rounding(center) else 1.0)
+        return cls(center, torch.cat(squares))
 
 
 def geometric_median(rows: Tensor, max_iter: int = 50, tol: float = 1e-6) -> Tensor:

@@ -205,7 +205,7 @@ class SAENet(NeuralNet):
             if hooked:
                 self.notify("on_batch_begin", batch=batch, training=training)
             step = step_fn(batch)
-            totals.add(step, batch[0] / self.module_.input_scale)
+            totals.add(step)
             self._record_batch(step, batch, training, prefix, hooked)
             yield
         self._record_epoch(totals, prefix, training)
@@ -301,7 +301,7 @@ class SAENet(NeuralNet):
     def train_step_single(self, batch, **fit_params):
         """Compute loss and gradients of one batch, in full precision if half precision fails."""
         x, _ = unpack_data(batch)
-        u = x / self.module_.input_scale
+        u = self.module_.pull_in(x / self.module_.input_scale)
         half = self.amp_dtype is not None and not self._full_precision
         step = self._forward(u, self.amp_dtype if half else None)
         if half and not torch.isfinite(step["loss"]):
@@ -333,7 +333,7 @@ class SAENet(NeuralNet):
         with torch.autocast(u.device.type, autocast_dtype, enabled=autocast_dtype is not None):
             pre_codes, codes, u_hat, dictionary = self.module_.forward_scaled(u)
             loss = self.criterion_(self.module_, u, u_hat, pre_codes, codes, dictionary)
-        return {"loss": check_loss(loss), "codes": codes, "y_pred": u_hat}
+        return {"loss": check_loss(loss), "codes": codes, "y_pred": u_hat, "u": u}
 
     def _count_nan_fallback(self):
         self._nan_fallbacks += 1

@@ -41,9 +41,9 @@ class EpochTotals:
         self.sum_squares = torch.zeros(n_features, dtype=torch.float64, device=device)
 
     @torch.no_grad()
-    def add(self, step: dict[str, Tensor], u: Tensor) -> None:
-        """Add a batch: its loss, codes and reconstruction, and its scaled input."""
-        n = len(u)
+    def add(self, step: dict[str, Tensor]) -> None:
+        """Add a batch: its loss, codes, scaled input and reconstruction."""
+        u, n = step["u"], len(step["u"])
         loss = step["loss"].double()
         self.loss += n * loss
         self.error += (u - step["y_pred"]).square().sum(dtype=torch.float64)

@@ -237,11 +237,15 @@ def test_a_state_dict_carries_everything_that_encoding_needs(cls, rows):
 @pytest.mark.parametrize("cls", VARIANTS)
 def test_rows_of_extreme_norm_do_not_spoil_the_rest(cls, rows):
     params = {"nb_epochs": 10, "batch_size": 256, "random_state": 0}
-    clean = cls(64, **params).fit(rows)
+    clean = cls(64, **params).fit(rows).score(rows)
     sink = np.zeros((30, 16), dtype=np.float32)
     sink[:, 5] = 300 * np.linalg.norm(rows, axis=1).mean()
-    spoilt = cls(64, **params).fit(np.concatenate([rows, sink]))
-    assert spoilt.score(rows) > clean.score(rows) - 0.1
+    both = np.concatenate([rows, sink])
+    pulled_in, left = (
+        cls(64, outlier_ratio=ratio, **params).fit(both).score(rows) for ratio in (5.0, None)
+    )
+    assert pulled_in > clean - 0.1
+    assert pulled_in > left
 
 
 # -- early stopping ---------------------------------------------------------------------------

@@ -184,6 +184,20 @@ def test_state_dict_holds_thresholds_and_units(module):
         assert "running_threshold" in keys
 
 
+def test_far_rows_are_pulled_in_and_others_are_left(module, x):
+    module.set_units(torch.ones(x.shape[1]), 2.0, 3.0)
+    u = torch.stack([x[0] / 2, x[0] / 2 + 1e6, torch.full_like(x[0], 0.5)])
+    pulled = module.pull_in(u)
+    near = (u[0] - 0.5).norm() <= 1.5
+    assert torch.equal(pulled[0], u[0]) == bool(near)
+    assert torch.equal(pulled[2], u[2])
+    assert (pulled[1] - 0.5).norm().item() == pytest.approx(1.5)
+    direction = torch.nn.functional.normalize(u[1] - 0.5, dim=0)
+    assert torch.allclose(torch.nn.functional.normalize(pulled[1] - 0.5, dim=0), direction)
+    module.set_units(torch.ones(x.shape[1]), 2.0)
+    assert torch.equal(module.pull_in(u), u)
+
+
 def test_counts_how_long_a_concept_is_silent(module):
     codes = torch.zeros(4, C)
     codes[2, 3] = 1

@@ -68,16 +68,22 @@ def test_statistics_of_the_input(X):
     distance = lambda center: np.linalg.norm(wide - center, axis=1).sum()  # noqa: E731
     expected = minimize(distance, wide.mean(0), tol=1e-10).x
     np.testing.assert_allclose(statistics.center.numpy(), expected, atol=1e-4)
-    mean_square = np.mean((wide - statistics.center.numpy()) ** 2)
-    assert statistics.scale == pytest.approx(np.sqrt(mean_square), rel=1e-6)
+    squares = ((wide - statistics.center.numpy()) ** 2).sum(axis=1)
+    assert statistics.radius(2.0) == pytest.approx(2 * np.sqrt(np.median(squares)), rel=1e-2)
+    assert statistics.radius(None) == np.inf
+    assert statistics.scale(np.inf) == pytest.approx(np.sqrt(squares.mean() / 10), rel=1e-6)
+    radius = np.sqrt(np.median(squares))
+    expected = np.sqrt(squares[squares <= radius**2].mean() / 10)
+    assert statistics.scale(radius) == pytest.approx(expected, rel=1e-6)
 
 
 def test_rows_of_extreme_norm_move_neither_center_nor_scale(X):
     usual = InputStatistics.of(RowBatches(X, torch.device("cpu"), torch.float32))
     spoilt = np.concatenate([X, np.full((8, X.shape[1]), 1e4, dtype=np.float32)])
     robust = InputStatistics.of(RowBatches(spoilt, torch.device("cpu"), torch.float32))
-    np.testing.assert_allclose(robust.center, usual.center, atol=0.1 * usual.scale)
-    assert robust.scale == pytest.approx(usual.scale, rel=0.02)
+    scale = usual.scale(usual.radius(5))
+    np.testing.assert_allclose(robust.center, usual.center, atol=0.1 * scale)
+    assert robust.scale(robust.radius(5)) == pytest.approx(scale, rel=0.02)
 
 
 @pytest.mark.parametrize("rows", [np.full((5, 3), 0.1), np.array([[1.0, 0.0]] * 9 + [[5.0, 1.0]])])
@@ -97,7 +103,8 @@ def test_module_starts_at_the_center_and_the_scale(X):
     sae = topk(lr=1e-12, nb_epochs=1).fit(X)
     statistics = InputStatistics.of(RowBatches(X, torch.device("cpu"), torch.float32))
     np.testing.assert_allclose(sae.decoder_bias_, statistics.center, atol=1e-5)
-    assert sae.module_.input_scale.item() == pytest.approx(statistics.scale, rel=1e-6)
+    scale = statistics.scale(statistics.radius(5))
+    assert sae.module_.input_scale.item() == pytest.approx(scale, rel=1e-6)
 
 
 @pytest.mark.parametrize("factor", [1e-3, 1e3])
