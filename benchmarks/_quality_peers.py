@@ -98,17 +98,21 @@ def train_sksae(job, X, watch):
             self.n_steps += bool(training)
             watch.tick(self.n_steps, lambda: _plain_module(net.module_, job["k"]))
 
-    cls = {"topk": sksae.TopKSAE, "batchtopk": sksae.BatchTopKSAE}[job["variant"]]
+    cls, sparsity = {
+        "topk": (sksae.TopKSAE, "top_k"),
+        "batchtopk": (sksae.BatchTopKSAE, "top_k"),
+        "jumprelu": (sksae.JumpReLUSAE, "target_l0"),
+    }[job["variant"]]
     lr = {} if job["lr"] is None else {"lr": job["lr"]}
     watch.begin()
     sae = cls(
         nb_concepts=job["width"],
-        top_k=job["k"],
         nb_epochs=job["epochs"],
         batch_size=job["batch_size"],
         callbacks=[Evaluate()] if job["every"] else None,
         device="cpu",
         random_state=job["seed"],
+        **{sparsity: job["k"]},
         **lr,
         **job["options"],
     ).fit(X.numpy())
@@ -126,6 +130,8 @@ def _plain_module(module, top_k, threshold=float("nan")):
         b_enc = module.encode(torch.zeros(1, dictionary.shape[1]).double())[0][0]
         W_enc = module.encode(torch.eye(dictionary.shape[1]).double())[0] - b_enc
         b_dec = module.decode(torch.zeros(1, len(dictionary)).double())[0]
+    if hasattr(module, "thresholds"):
+        threshold = module.thresholds.detach().exp() * module.input_scale
     weights = (w.float() for w in (W_enc, b_enc, dictionary, b_dec))
     return PlainSAE.of(*weights, top_k, threshold)
 

@@ -35,8 +35,8 @@ class PlainSAE(NamedTuple):
     top_k: int
     """Codes kept per row, or in a batch per row on average."""
 
-    threshold: float = float("nan")
-    """If a number, codes above it are kept instead."""
+    threshold: Tensor = torch.tensor(float("nan"))
+    """If not NaN, codes above it are kept instead: one number, or one per concept."""
 
     @classmethod
     def of(cls, W_enc, b_enc, W_dec, b_dec, top_k, threshold=float("nan"), *, pre_bias=None):
@@ -44,7 +44,9 @@ class PlainSAE(NamedTuple):
         if pre_bias is not None:
             b_enc = b_enc - pre_bias @ W_enc
         weights = (W_enc, b_enc, W_dec, b_dec)
-        return cls(*(w.detach().clone() for w in weights), int(top_k), float(threshold))
+        return cls(
+            *(w.detach().clone() for w in weights), int(top_k), torch.as_tensor(threshold).float()
+        )
 
     def encode(self, x, *, over_batch=False):
         """Give the codes (n, nb_concepts) of ``x`` (n, n_features).
@@ -55,7 +57,7 @@ class PlainSAE(NamedTuple):
         if over_batch:
             n_kept = self.top_k * len(codes)
             return codes * (codes >= codes.flatten().topk(n_kept, sorted=False).values.min())
-        if not np.isnan(self.threshold):
+        if not self.threshold.isnan().any():
             return codes * (codes > self.threshold)
         values, indices = codes.topk(self.top_k, dim=1, sorted=False)
         return torch.zeros_like(codes).scatter_(1, indices, values)
@@ -70,14 +72,14 @@ class PlainSAE(NamedTuple):
 
     def save(self, path):
         """Write an .npz file."""
-        np.savez(path, **{key: np.asarray(value) for key, value in self._asdict().items()})
+        np.savez(path, **{key: np.array(value) for key, value in self._asdict().items()})
 
     @classmethod
     def load(cls, path):
         """Read what `save` wrote."""
         with np.load(path) as file:
             weights = [torch.from_numpy(file[key]) for key in cls._fields[:4]]
-            return cls(*weights, int(file["top_k"]), float(file["threshold"]))
+            return cls(*weights, int(file["top_k"]), torch.from_numpy(file["threshold"]))
 
 
 @torch.no_grad()

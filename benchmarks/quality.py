@@ -70,7 +70,7 @@ GRID = {
         (2e-3, {"optimizer": "adam", "lr_warmup_steps": 50}),
     ],
 }
-VARIANTS = {"sparsify": ("topk",)}
+VARIANTS = {"sksae": ("topk", "batchtopk", "jumprelu"), "sparsify": ("topk",)}
 TARGETS = (0.80, 0.85, 0.88)
 PROBE_SIZES = (1, 2, 5)
 # What makes two runs the same run.
@@ -226,7 +226,7 @@ def run_all(args):
     known = [{key: result[key] for key in (*SETTINGS, *SIZES)} for result in read(args.results)]
     grid = itertools.product(args.seeds, args.ks, args.libraries)
     for seed, k, library in grid:
-        if args.variant not in VARIANTS.get(library, (args.variant,)):
+        if args.variant not in VARIANTS.get(library, ("topk", "batchtopk")):
             continue
         for lr, options in GRID[library]:
             one = argparse.Namespace(**vars(args))
@@ -359,7 +359,7 @@ def parse(arguments=None):
 
 
 def _add_sizes(parser):
-    parser.add_argument("--variant", choices=("topk", "batchtopk"), default="topk")
+    parser.add_argument("--variant", choices=VARIANTS["sksae"], default="topk")
     parser.add_argument("--width", type=int, default=4096)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--n-train", type=int, default=300_000)

@@ -44,7 +44,7 @@ def print_table(search):
 texts, _ = bbc_news(n_texts=scaled(60, small=20))
 n_folds = scaled(3, small=2)
 widths = scaled([256, 1024], small=[64, 256])
-rates = [1e-3, 3e-3]
+rates = [3e-3, 1e-2]
 
 # %%
 # A search over a pipeline
