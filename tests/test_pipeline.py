@@ -183,3 +183,15 @@ def test_the_real_causal_model(smollm_path):
     codes = pipe.transform(NEWS)
     assert set(codes.rows.units) >= {"bank", "London"}
     assert codes.getnnz(axis=1).mean() == pytest.approx(8, rel=0.2)
+
+
+@pytest.mark.real
+def test_attention_sinks_of_the_real_causal_model_do_not_set_the_units(smollm_path):
+    params = {"nb_concepts": 64, "top_k": 8, "nb_epochs": 15, "batch_size": 64, "random_state": 0}
+    everything = Extractor(smollm_path, 5).fit_transform(TEXTS * 3)
+    first = np.diff(everything.rows.text, prepend=-1) > 0
+    usual = np.asarray(everything)[~first]
+    with_sinks, without = (TopKSAE(**params).fit(X) for X in (np.asarray(everything), usual))
+    scales = [float(sae.module_.input_scale) for sae in (with_sinks, without)]
+    assert scales[0] == pytest.approx(scales[1], rel=0.1)
+    assert with_sinks.score(usual) > without.score(usual) - 0.1
