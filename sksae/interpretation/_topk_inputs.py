@@ -4,17 +4,16 @@ from numbers import Integral
 
 import numpy as np
 from scipy import sparse
-from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .._sklearn import Interval, StrOptions, fit_context
 from ..activations._pooler import pool_rows
-from ..activations._rows import check_frame_output, resolve_units, rows_frame, rows_of
+from ._base import ConceptInterpreter
 
 _BLOCK_VALUES = 2**24
 
 
-class TopKInputs(TransformerMixin, BaseEstimator):
+class TopKInputs(ConceptInterpreter):
     """Name each concept by the k units that activate it most.
 
     A unit is the string of a row: a token, a word, a sentence. Rows with the same string
@@ -103,85 +102,8 @@ class TopKInputs(TransformerMixin, BaseEstimator):
         self.interpretations_ = _interpretations(concepts, strings, *found)
         return self
 
-    def transform(self, X, *, units=None):
-        """Give the codes back unchanged.
-
-        Parameters
-        ----------
-        X : array-like or sparse matrix of shape (n_rows, n_features)
-            Codes or activations.
-        units : array-like of str, default=None
-            Ignored.
-
-        Returns
-        -------
-        X : array-like or sparse matrix of shape (n_rows, n_features)
-            The same object; under ``set_output`` a frame with the concepts' names.
-        """
-        check_is_fitted(self)
-        validate_data(self, X, reset=False, skip_check_array=True)
-        container = check_frame_output(X, self)
-        # scikit-learn renames the columns of a frame in place.
-        if container == "polars" and hasattr(X, "clone"):
-            return X.clone()
-        if container == "pandas":
-            rows = rows_of(X)
-            X = X if rows is None else rows_frame(X, rows)
-            return X.copy(deep=False) if hasattr(X, "iloc") else X
-        return X
-
-    def fit_transform(self, X, y=None, *, units=None):
-        """Find the units of each concept and give the codes back unchanged.
-
-        Parameters
-        ----------
-        X : array-like or sparse matrix of shape (n_rows, n_features)
-            Codes or activations.
-        y : None
-            Ignored, whatever its length.
-        units : array-like of str, shape (n_rows,), default=None
-            The string of each row; needed where ``X`` does not carry its rows.
-
-        Returns
-        -------
-        X : array-like or sparse matrix of shape (n_rows, n_features)
-            The same object; under ``set_output`` a frame with the concepts' names.
-        """
-        return self.fit(X, y, units=units).transform(X)
-
-    def inverse_transform(self, X):
-        """Give the codes back unchanged.
-
-        Parameters
-        ----------
-        X : array-like or sparse matrix of shape (n_rows, n_features)
-            Codes or activations.
-
-        Returns
-        -------
-        X : array-like or sparse matrix of shape (n_rows, n_features)
-            The same object.
-        """
-        check_is_fitted(self)
-        return X
-
-    def get_feature_names_out(self, input_features=None):
-        """Name each column by its index and its units.
-
-        Parameters
-        ----------
-        input_features : array-like of str, default=None
-            Ignored: the names come from the units.
-
-        Returns
-        -------
-        feature_names_out : ndarray of str objects
-            "{index}: {units}"; "{index}: (dead)" for a dead concept; "{index}" for a
-            column that was not interpreted.
-        """
-        check_is_fitted(self)
-        names = [self._feature_name(index) for index in range(self.n_features_in_)]
-        return np.asarray(names, dtype=object)
+    def _name(self, interpretation):
+        return ", ".join(interpretation)
 
     def to_frame(self):
         """Give the interpretations as a table, one line per concept and unit.
@@ -200,42 +122,6 @@ class TopKInputs(TransformerMixin, BaseEstimator):
             for rank, (unit, activation) in enumerate((units or {}).items(), start=1)
         ]
         return pd.DataFrame(lines, columns=["concept", "rank", "unit", "activation"])
-
-    def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = True
-        return tags
-
-    def _feature_name(self, index):
-        if index not in self.interpretations_:
-            return str(index)
-        units = self.interpretations_[index]
-        return f"{index}: {'(dead)' if units is None else ', '.join(units)}"
-
-    def _checked_units(self, X, units):
-        units = resolve_units(X, units, type(self).__name__)
-        wrong = next((unit for unit in units if not isinstance(unit, str)), None)
-        if wrong is not None:
-            raise TypeError(
-                f"The 'units' of {type(self).__name__} must be strings, one per row. "
-                f"Got {wrong!r} of type {type(wrong).__name__}."
-            )
-        return units
-
-    def _concepts(self):
-        if isinstance(self.concepts_indices, str):
-            return np.arange(self.n_features_in_)
-        indices = np.asarray(self.concepts_indices)
-        if indices.size == 0:
-            return np.arange(0)
-        integers = indices.dtype.kind in "iu" and indices.ndim <= 1
-        if not integers or indices.min() < 0 or indices.max() >= self.n_features_in_:
-            raise ValueError(
-                f"The 'concepts_indices' parameter of {type(self).__name__} must be 'all' or "
-                f"column indices from 0 to {self.n_features_in_ - 1}. "
-                f"Got {self.concepts_indices!r} instead."
-            )
-        return np.asarray(list(dict.fromkeys(indices.ravel().tolist())))
 
 
 def _number(units):
