@@ -8,7 +8,6 @@ from sklearn.utils._param_validation import (
     Interval,
     InvalidParameterError,
     Options,
-    RealNotInt,
     StrOptions,
 )
 from sklearn.utils._set_output import _get_output_config
@@ -19,7 +18,6 @@ __all__ = [
     "Interval",
     "InvalidParameterError",
     "Options",
-    "RealNotInt",
     "StrOptions",
     "fit_context",
     "output_container",

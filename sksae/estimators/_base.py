@@ -19,7 +19,7 @@ from .._device import resolve_device
 from .._sklearn import fit_context, output_container
 from ..activations._rows import rows_frame, rows_of, with_rows
 from ..training import RowBatches
-from ..training._data import SharedRows, mean_and_variance, rounding
+from ..training._data import SharedRows, mean_and_variance, random_rows, rounding
 from . import _parameters as parameters
 from ._input import CSRBuilder, check_codes, check_input, check_tensor, split_rows
 from ._nets import (
@@ -34,6 +34,7 @@ from ._nets import (
 _DIAGNOSTIC_ROWS = 8192
 _STOPPING_FRACTION = 0.1
 _MANY_DEAD = 0.2
+_FAR_FROM_TARGET = 0.1
 
 
 class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, metaclass=ABCMeta):
@@ -72,7 +73,8 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
     lr : float or "auto", default="auto"
         Learning rate, at the end of the warm-up. "auto" follows from the width, the batch
         size and the number of steps of this fit, see `sksae.training.auto_lr`: 4e-3 for
-        4,096 concepts, 1,024 rows a batch and 1,500 steps.
+        4,096 concepts, 1,024 rows a batch and 1,500 steps. It is meant for Adam and its
+        kin; give a rate with other optimizers.
     optimizer_class : class or callable or None, default=None
         Called with the parameters, ``lr=`` and ``optimizer_params``. None is
         ``torch.optim.Adam``.
@@ -118,8 +120,9 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         the held-out rows.
     early_stopping : int or None, default=None
         Stop after that many epochs in which the explained variance of held-out rows did
-        not rise, and restore the weights of the best epoch. ``validation_fraction=None``
-        is then 0.1. Without effect in `partial_fit`.
+        not rise, and restore the weights of the best epoch. Epochs count once sparsity has
+        settled: after its warm-up or annealing, and with L0 near a ``target_l0``.
+        ``validation_fraction=None`` is then 0.1. Without effect in `partial_fit`.
     callbacks : list or None, default=None
         skorch callbacks. A callback that ends training by raising KeyboardInterrupt in
         its own method, as skorch's EarlyStopping does, ends the fit normally.
@@ -287,11 +290,12 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         Warns
         -----
         ConvergenceWarning
-            If more than 20 % of the concepts are dead.
+            If more than 20 % of the concepts are dead, or if L0 is more than 10 % from a
+            ``target_l0``.
         """
         with own_torch_context():
             exhaust(self._fit_steps(X))
-        self._warn_of_dead_concepts()
+        self._warn_of_what_failed(stacklevel=4)
         return self
 
     @fit_context(prefer_skip_nested_validation=True)
@@ -337,65 +341,70 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
             raise interrupt
 
     def _fit_rows(self, X, epochs, continued, shared):
-        """Fit; give the Ctrl-C that ended the training, if one did."""
+        """Fit; give the Ctrl-C that ended the training, if one did.
+
+        ``epochs`` is None in `partial_fit`.
+        """
         self._check_parameters()
         parameters.check_shared(self)
         device = resolve_device(self.device, type(self).__name__, ("cpu", "cuda", "mps"))
         rows = rows_of(X)
         X = check_input(self, X, reset=not continued, min_samples=1 if continued else 2)
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
-        with seeded(seed, device):
-            # The seed of the first fit, so that a row held out once stays held out.
-            X_train, X_valid = self._split(X, rows, self.net_.seed if continued else seed)
-            dtype = torch.float64 if X.dtype == np.float64 else torch.float32
-            dtype = self.net_.dtype if continued else dtype
-            data = _rows(X_train, device, dtype, shared if X_valid is None else None)
+        # The seed of the first fit, so that a row held out once stays held out.
+        X, X_valid = self._split(X, rows, self.net_.seed if continued else seed, epochs)
+        dtype = torch.float64 if X.dtype == np.float64 else torch.float32
+        dtype = self.net_.dtype if continued else dtype
+        data = _rows(X, device, dtype, shared if X_valid is None else None)
+        valid = None if X_valid is None else RowBatches(X_valid, device, dtype)
+        del X, X_valid, rows  # what is converted anew need not stay while training
+        saved = save_state(self.net_) if continued else None
+        try:
+            with seeded(seed, device):
+                if continued:
+                    resume_net(self, data, epochs)
+                else:
+                    self.net_ = start_net(self, data, epochs, seed)
+            self.net_.valid_data = valid
+            with seeded(seed, device) if draws_while_training(self) else contextlib.nullcontext():
+                return (yield from self._train(data, epochs is None and continued))
+        except BaseException:
             if continued:
-                resume_net(self, data, epochs)
-            else:
-                self.net_ = start_net(self, data, epochs, seed)
-        if X_valid is not None:
-            self.net_.valid_data = RowBatches(X_valid, data.device, data.dtype)
-        with seeded(seed, device) if draws_while_training(self) else contextlib.nullcontext():
-            return (yield from self._train(data, continued))
+                restore_state(self.net_, saved)
+            raise
 
-    def _split(self, X, rows, seed):
+    def _split(self, X, rows, seed, epochs):
         fraction = self.validation_fraction
-        if fraction is None and self.early_stopping is None:
+        if fraction is None and self.early_stopping is not None and epochs is not None:
+            fraction = _STOPPING_FRACTION
+        if fraction is None:
             return X, None
-        train, valid = split_rows(
-            X.shape[0],
-            None if rows is None else rows.groups,
-            _STOPPING_FRACTION if fraction is None else fraction,
-            seed,
-            type(self).__name__,
-        )
+        groups = None if rows is None else rows.groups
+        train, valid = split_rows(X.shape[0], groups, fraction, seed, type(self).__name__)
         return X[train], X[valid]
 
-    def _train(self, data, continued):
-        saved = save_state(self.net_) if continued else None
+    def _train(self, data, is_chunk):
         interrupt = None
         try:
             yield from self.net_.steps(data)
         except KeyboardInterrupt as exc:
             interrupt = exc
-        except BaseException:
-            if continued:
-                restore_state(self.net_, saved)
-            raise
-        self._finish(data)
+        self._finish(data, min(1.0, len(data) / _DIAGNOSTIC_ROWS) if is_chunk else 1.0)
         return interrupt
 
-    def _finish(self, data):
-        """Leave the module ready to encode and measure what the fit achieved."""
+    def _finish(self, data, weight):
+        """Leave the module ready to encode and measure what the fit achieved.
+
+        ``weight`` is that of these rows in what is estimated beside the weights.
+        """
         net, module = self.net_, self.module_
         net.valid_data = None
         net.drop_unfinished_epoch()
         net.optimizer_.zero_grad(set_to_none=True)
-        sample = torch.arange(0, len(data), -(-len(data) // _DIAGNOSTIC_ROWS))
-        batches = sample.split(int(self.batch_size))
+        sample = random_rows(len(data), _DIAGNOSTIC_ROWS, net.seed)
+        batches = sample.tensor_split(-(-len(sample) // int(self.batch_size)))
         module.eval()
-        module.finish(data.take(index) / module.input_scale for index in batches)
+        module.finish((data.take(index) / module.input_scale for index in batches), weight)
         n_active = sum(
             int(torch.count_nonzero(self._codes(module, data.take(index)))) for index in batches
         )
@@ -406,15 +415,25 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         self.n_steps_ = net.n_steps_
         self.backend_ = f"reference (plain torch on {data.device}: the only backend)"
 
-    def _warn_of_dead_concepts(self):
+    def _warn_of_what_failed(self, stacklevel):
+        """Warn of a fit that ended far from what was asked for."""
+        owner = type(self).__name__
         if self.dead_fraction_ > _MANY_DEAD:
             warnings.warn(
-                f"{self.dead_fraction_:.0%} of the {self._n_features_out} concepts of this "
-                f"{type(self).__name__} fired in none of the last training rows, as many as a "
-                "pass has. Lower nb_concepts, train on more rows or for more epochs, raise "
-                "auxk_coefficient, or lower lr.",
+                f"{self.dead_fraction_:.0%} of the {self._n_features_out} concepts of this {owner} "
+                "fired in none of the last training rows, as many as a pass has. Lower "
+                "nb_concepts, train on more rows or for more epochs, raise auxk_coefficient, or "
+                "lower lr.",
                 ConvergenceWarning,
-                stacklevel=2,
+                stacklevel=stacklevel,
+            )
+        target = self.target_l0
+        if target is not None and abs(self.l0_ / target - 1) > _FAR_FROM_TARGET:
+            warnings.warn(
+                f"The L0 of this {owner} is {self.l0_:.3g}, far from target_l0={target}. Train for "
+                "more steps (more epochs, a smaller batch_size), or lower lr.",
+                ConvergenceWarning,
+                stacklevel=stacklevel,
             )
 
     # -- codes ----------------------------------------------------------------------

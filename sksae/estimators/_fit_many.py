@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import contextlib
 
+import numpy as np
+
+from ..activations._rows import rows_of, with_rows
 from ._base import BaseSAE, own_torch_context
+from ._input import to_array
 from ._nets import draws_while_training
+from ._parameters import check_shared
 
 _ENDED = object()
 
@@ -13,7 +18,7 @@ _ENDED = object()
 def fit_many(estimators, X, y=None):
     """Fit several SAEs to the same rows, in step with each other.
 
-    Each is fitted as ``estimator.fit(X)`` would. The rows are validated, measured and
+    Each is fitted as ``estimator.fit(X)`` would. The rows are converted, measured and
     moved to the device once; SAEs of equal ``batch_size`` and ``random_state`` read each
     batch once. All of them are in memory at the same time.
 
@@ -41,9 +46,9 @@ def fit_many(estimators, X, y=None):
 
     Notes
     -----
-    Ctrl-C leaves all of them usable, as far as they came. SAEs that may draw random
-    numbers while training (with ``encoder_module``, ``callbacks`` or a criterion of the
-    caller's) are fitted one after the other, after the others.
+    Ctrl-C leaves those that had begun usable, as far as they came. SAEs that may draw
+    random numbers while training (with ``encoder_module``, ``callbacks`` or a criterion of
+    the caller's) are fitted one after the other, after the others.
 
     Examples
     --------
@@ -56,6 +61,7 @@ def fit_many(estimators, X, y=None):
     """
     estimators = list(estimators)
     _check(estimators)
+    X = _converted(X)
     shared: dict = {}
     in_step = [sae for sae in estimators if not draws_while_training(sae)]
     with own_torch_context():
@@ -64,7 +70,7 @@ def fit_many(estimators, X, y=None):
         if draws_while_training(sae):
             sae.fit(X)
     for sae in in_step:
-        sae._warn_of_dead_concepts()
+        sae._warn_of_what_failed(stacklevel=3)
     return estimators
 
 
@@ -76,8 +82,18 @@ def _check(estimators):
                 "transform X with the steps before its SAE first."
             )
         estimator._validate_params()
+        estimator._check_parameters()
+        check_shared(estimator)
     if len({id(estimator) for estimator in estimators}) < len(estimators):
         raise ValueError("fit_many got the same estimator twice. Use sklearn.base.clone.")
+
+
+def _converted(X):
+    """Do once what each fit would do for itself: give floats of 32 or 64 bits."""
+    X = to_array(X, "fit_many")
+    if isinstance(X, np.ndarray) and X.dtype.kind in "biu":
+        X = with_rows(X.astype(np.float64), rows_of(X))
+    return X
 
 
 def _run_in_step(fits):

@@ -59,7 +59,7 @@ class JumpReLUSAE(BaseSAE):
         grows to its full weight.
     resample_dead : bool, default=False
         At the end of each epoch in the first half of the fit, start dead concepts anew at
-        badly reconstructed rows [2]_.
+        badly reconstructed rows [2]_. Without effect in `partial_fit`.
     **shared
         The parameters of `BaseSAE`.
 
@@ -140,7 +140,8 @@ class JumpReLUSAE(BaseSAE):
     @property
     def l0_coefficient_(self):
         """The weight of the penalty at the end of the fit."""
-        return self.l0_coefficient * float(self.net_.criterion_.scale())
+        criterion = self.net_.criterion_
+        return criterion.terms[0][0] * float(criterion.scale())
 
     @property
     def threshold_(self):

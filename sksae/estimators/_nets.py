@@ -14,12 +14,33 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ..losses import SAELoss, resolve_criterion
 from ..training import BatchIterator, RowBatches, SAENet
-from ..training._callbacks import ResampleDead, early_stopping
+from ..training._callbacks import BestEpoch, ResampleDead
 from ..training._schedule import Length, WarmupDecay, auto_dead_after, auto_lr
 from ._parameters import AMP_DTYPES, check_dictionary_params, check_encoder_output
 
 # What a net is built around; a fit that continues cannot change it.
 _STRUCTURE = ("nb_concepts", "encoder_module", "dictionary_params")
+_FIXED = (*_STRUCTURE, "outlier_ratio")
+
+# What a continued fit sets anew on the net.
+_CHANGEABLE = (
+    "lr",
+    "max_epochs",
+    "batch_size",
+    "clip_grad",
+    "amp_dtype",
+    "max_nan_fallbacks",
+    "monitoring",
+    "verbose",
+    "callbacks",
+    "dead_after",
+    "sparsity_warmup",
+    "k_anneal",
+    "l0_time",
+    "optimizer",
+    "scheduler",
+    "device",
+)
 
 # torch's generators are shared by the threads of a process.
 _GENERATORS = threading.RLock()
@@ -41,18 +62,22 @@ def draws_while_training(estimator) -> bool:
 
 
 def save_state(net: SAENet) -> dict[str, Any]:
-    """Copy what a failed continuation may spoil."""
+    """Copy what a refused or failed continuation may spoil."""
+    kept = {name: getattr(net, name) for name in _CHANGEABLE}
     return {
-        "module": copy.deepcopy(net.module_.state_dict()),
+        "module_": copy.deepcopy(net.module_),
+        "criterion_": copy.deepcopy(net.criterion_),
         "n_epochs": len(net.history),
         "n_steps": net.n_steps_,
+        "parameters": kept,
     }
 
 
 def restore_state(net: SAENet, saved: dict[str, Any]) -> None:
     """Go back to a saved state, with a fresh optimizer: its moments may be spoilt."""
-    net.module_.load_state_dict(saved["module"])
-    net.module_.eval()
+    for name, value in saved["parameters"].items():
+        setattr(net, name, value)
+    net.module_, net.criterion_ = saved["module_"].eval(), saved["criterion_"]
     net.valid_data = None
     del net.history[saved["n_epochs"] :]
     net.initialize_optimizer()
@@ -92,7 +117,7 @@ def start_net(estimator, data: RowBatches, epochs: int | None, seed: int) -> SAE
     net.module_.set_units(center, statistics.scale(radius), radius)
     net.criterion_.to(data.dtype)
     # Beside the net, whose modules are pickled apart from the parameters.
-    estimator._fitted_with = {name: getattr(estimator, name) for name in (*_STRUCTURE, "criterion")}
+    estimator._fitted_with = {name: getattr(estimator, name) for name in (*_FIXED, "criterion")}
     return net
 
 
@@ -110,6 +135,8 @@ def resume_net(estimator, data: RowBatches, epochs: int | None) -> None:
     """
     net = estimator.net_
     _check_structure(estimator)
+    length, rate = _length(estimator, data, epochs), net.lr
+    loop, scheduler = _loop(estimator, length), _scheduler(estimator, length)
     for name, value in estimator._module()[1].items():
         _set_own(net.module_, name, value)
     for name, value in _weights(estimator).items():
@@ -117,14 +144,12 @@ def resume_net(estimator, data: RowBatches, epochs: int | None) -> None:
     if not _same(estimator.criterion, estimator._fitted_with["criterion"]):
         net.criterion_.reconstruction = _reconstruction(estimator)
         net.criterion_.to(net.dtype)
-        estimator._fitted_with["criterion"] = estimator.criterion
-    length, rate = _length(estimator, data, epochs), net.lr
-    for name, value in _loop(estimator, length).items():
+        estimator._fitted_with = estimator._fitted_with | {"criterion": estimator.criterion}
+    for name, value in loop.items():
         setattr(net, name, value)
     net.initialize_callbacks()
     _move(net, data.device)
     _resume_optimizer(net, _optimizer(estimator))
-    scheduler = _scheduler(estimator, length)
     if epochs is not None or rate != net.lr or not _same(net.scheduler, scheduler):
         _restart_schedule(net, scheduler)
 
@@ -140,7 +165,7 @@ def _set_own(module, name: str, value) -> None:
 
 def _check_structure(estimator) -> None:
     owner = type(estimator).__name__
-    for name in _STRUCTURE:
+    for name in _FIXED:
         now, fitted = getattr(estimator, name), estimator._fitted_with[name]
         if not _same(now, fitted):
             raise ValueError(
@@ -168,6 +193,7 @@ def _move(net: SAENet, device: torch.device) -> None:
         return
     net.device = str(device)
     net.module_.to(device)
+    net.criterion_.to(device)
     net.optimizer_.load_state_dict(net.optimizer_.state_dict())  # follows its parameters
 
 
@@ -184,7 +210,6 @@ def _restart_schedule(net: SAENet, scheduler: functools.partial | None) -> None:
     for group in net.optimizer_.param_groups:
         group.pop("initial_lr", None)
         group["lr"] = net.lr
-    net.schedule_start_ = net.n_steps_
     net.scheduler = scheduler
     net.optimizer_scheduler_ = scheduler(net.optimizer_) if scheduler else None
 
@@ -212,8 +237,9 @@ def _loop(estimator, length: Length) -> dict[str, Any]:
     rate, dead_after = estimator.lr, estimator.dead_after
     if rate == "auto":
         n_steps = None if estimator.scheduler_class is None else length.n_steps
-        batch_size = min(estimator.batch_size, length.n_rows)
-        rate = auto_lr(estimator.nb_concepts, batch_size, n_steps)
+        # Chunks of changing size must not change the rate of an open end.
+        most = estimator.batch_size if length.epochs is None else length.n_rows
+        rate = auto_lr(estimator.nb_concepts, min(estimator.batch_size, most), n_steps)
     return {
         "lr": rate,
         "max_epochs": length.epochs or 1,
@@ -223,20 +249,21 @@ def _loop(estimator, length: Length) -> dict[str, Any]:
         "max_nan_fallbacks": estimator.max_nan_fallbacks,
         "monitoring": estimator.monitoring,
         "verbose": estimator.verbose,
-        "callbacks": _callbacks(estimator),
+        "callbacks": _callbacks(estimator, length),
         "dead_after": auto_dead_after(length) if dead_after == "auto" else dead_after,
         "sparsity_warmup": length.steps(estimator.sparsity_warmup),
         "k_anneal": length.steps(estimator.k_anneal),
-        "l0_time": max(10, length.assumed_steps / 10),
+        "l0_time": max(30, length.assumed_steps / 10),
     }
 
 
-def _callbacks(estimator) -> list[Any]:
+def _callbacks(estimator, length: Length) -> list[Any]:
+    """Give the caller's callbacks, then early stopping, before weights are resampled."""
     own = copy.deepcopy(estimator.callbacks) or []
+    if estimator.early_stopping is not None and length.epochs is not None:
+        own.append(("sksae_early_stopping", BestEpoch(estimator.early_stopping)))
     if estimator.resample_dead:
-        own.append(ResampleDead())
-    if estimator.early_stopping is not None:
-        own.append(early_stopping(estimator.early_stopping))
+        own.append(("sksae_resample_dead", ResampleDead()))
     return own
 
 
@@ -251,6 +278,11 @@ def _optimizer(estimator) -> functools.partial:
 def _scheduler(estimator, length: Length) -> functools.partial | None:
     scheduler, params = estimator.scheduler_class, estimator.scheduler_params or {}
     if scheduler is None:
+        if params:
+            raise ValueError(
+                f"scheduler_params={params!r} of {type(estimator).__name__} has no scheduler to go "
+                "to: scheduler_class is None. Set scheduler_class='auto' or another one."
+            )
         return None
     if scheduler == "auto":
         return functools.partial(WarmupDecay, **{"n_steps": length.n_steps} | params)

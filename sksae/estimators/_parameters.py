@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .._sklearn import Interval, Options, RealNotInt, StrOptions
+from .._sklearn import Interval, Options, StrOptions
 
 SHARED_CONSTRAINTS: dict[str, list[Any]] = {
     "nb_concepts": [Interval(Integral, 1, None, closed="left")],
@@ -46,7 +46,7 @@ TOP_K = [Interval(Integral, 1, None, closed="left")]
 COEFFICIENT = [Interval(Real, 0, None, closed="left")]
 POSITIVE = [Interval(Real, 0, None, closed="neither")]
 # A share of the steps of the fit, or a number of steps.
-STEPS = [Interval(RealNotInt, 0, 1, closed="both"), Interval(Integral, 0, None, closed="left")]
+STEPS = [Interval(Real, 0, 1, closed="both"), Interval(Integral, 0, None, closed="left")]
 TARGET_L0 = [None, Interval(Real, 0, None, closed="neither")]
 PENALISED = {
     "target_l0": TARGET_L0,
@@ -103,12 +103,24 @@ def check_resampling(estimator) -> None:
             f"resample_dead=True needs the linear encoder of {type(estimator).__name__}. Set "
             "encoder_module=None or resample_dead=False."
         )
+    if estimator.resample_dead and estimator.nb_epochs < 2:
+        raise ValueError(
+            f"resample_dead=True of {type(estimator).__name__} acts at the ends of epochs in the "
+            "first half of a fit; with nb_epochs=1 there is none. Raise nb_epochs, or set "
+            "resample_dead=False and rely on auxk_coefficient."
+        )
 
 
 def check_shared(estimator) -> None:
     """Check what the constraints of single parameters cannot."""
     _check_encoder_name(estimator)
     _check_callbacks(estimator)
+    for name in ("early_stopping", "k_anneal", "sparsity_warmup"):
+        if isinstance(getattr(estimator, name), bool):
+            raise ValueError(
+                f"The {name!r} parameter of {type(estimator).__name__} is a number, not a switch. "
+                f"Got {getattr(estimator, name)!r}; see the docstring for its unit."
+            )
     if "lr" in (estimator.optimizer_params or {}):
         raise ValueError(
             f"The learning rate of {type(estimator).__name__} is its parameter 'lr'; "

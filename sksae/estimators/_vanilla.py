@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
+from .._sklearn import StrOptions
 from ..losses import vanilla_l1
 from ._base import BaseSAE
 from ._parameters import COEFFICIENT, PENALISED, check_resampling, check_target_l0
+
+_AUTO = 0.1
 
 
 class VanillaSAE(BaseSAE):
@@ -18,9 +23,11 @@ class VanillaSAE(BaseSAE):
     ----------
     nb_concepts : int, default=1024
         Number of dictionary rows.
-    l1_coefficient : float, default=2.0
-        Weight of the L1 penalty; more gives sparser codes. 0 leaves the criterion alone,
-        and then nothing makes the codes sparse.
+    l1_coefficient : float or "auto", default="auto"
+        Weight of the L1 penalty; more gives sparser codes. "auto" is ``0.1 *
+        sqrt(n_features)``, 2 for 400 features: codes grow with the square root of the
+        width, and so does what this shrinks them by. 0 leaves the criterion alone, and
+        then nothing makes the codes sparse.
     target_l0 : float or None, default=None
         Mean number of active concepts per row to reach: the weight of the penalty, from
         ``l1_coefficient`` on, is steered to it during training, see `sksae.losses.TargetL0`.
@@ -29,7 +36,7 @@ class VanillaSAE(BaseSAE):
         grows to its full weight.
     resample_dead : bool, default=False
         At the end of each epoch in the first half of the fit, start dead concepts anew at
-        badly reconstructed rows [2]_.
+        badly reconstructed rows [2]_. Without effect in `partial_fit`.
     **shared
         The parameters of `BaseSAE`.
 
@@ -64,7 +71,7 @@ class VanillaSAE(BaseSAE):
 
     _parameter_constraints = {
         **BaseSAE._parameter_constraints,
-        "l1_coefficient": COEFFICIENT,
+        "l1_coefficient": [StrOptions({"auto"}), *COEFFICIENT],
         **PENALISED,
     }
 
@@ -72,7 +79,7 @@ class VanillaSAE(BaseSAE):
         self,
         nb_concepts=1024,
         *,
-        l1_coefficient=2.0,
+        l1_coefficient="auto",
         target_l0=None,
         sparsity_warmup=0.05,
         resample_dead=False,
@@ -94,9 +101,13 @@ class VanillaSAE(BaseSAE):
         check_resampling(self)
 
     def _loss_terms(self):
-        return [(self.l1_coefficient, vanilla_l1)]
+        coefficient = self.l1_coefficient
+        if coefficient == "auto":
+            coefficient = _AUTO * math.sqrt(self.n_features_in_)
+        return [(coefficient, vanilla_l1)]
 
     @property
     def l1_coefficient_(self):
         """The weight of the penalty at the end of the fit."""
-        return self.l1_coefficient * float(self.net_.criterion_.scale())
+        criterion = self.net_.criterion_
+        return criterion.terms[0][0] * float(criterion.scale())

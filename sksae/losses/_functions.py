@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_LEAK = 0.1
+
 
 def mse(x: Tensor, x_hat: Tensor, pre_codes=None, codes=None, dictionary=None) -> Tensor:
     """Mean squared error over all n * n_features entries.
@@ -136,11 +138,12 @@ def auxk_loss(residual: Tensor, pre_codes: Tensor, dictionary: Tensor, k_aux: in
 
     ``mean((e - z D)^2) / mean(e^2)`` with the residual ``e = x - x_hat``, detached, and z
     the ``k_aux`` largest pre-codes of each sample among the dead concepts; the decoder
-    bias has no part in it. The pre-codes are not rectified, so that the gradient reaches
-    concepts whose pre-codes are negative for every sample. Without dead concepts that
-    explain anything it is 1, so its weight does not fade as the reconstruction improves.
-    Source: Gao et al. (2024), arXiv:2406.04093, section 2.4 and appendix A.2; the division
-    by the size of the residual is in the authors' code (openai/sparse_autoencoder).
+    bias has no part in it. The pre-codes pass a leaky ReLU of slope 0.1, so that the
+    gradient reaches concepts whose pre-codes are negative for every sample. Where dead
+    concepts explain nothing it is 1, so its weight does not fade as the reconstruction
+    improves. Source: Gao et al. (2024), arXiv:2406.04093, section 2.4 and appendix A.2; the
+    division by the size of the residual is in the authors' code (openai/sparse_autoencoder),
+    the leak is not.
 
     Parameters
     ----------
@@ -166,9 +169,10 @@ def auxk_loss(residual: Tensor, pre_codes: Tensor, dictionary: Tensor, k_aux: in
     0.25
     """
     residual = residual.detach()
-    codes = pre_codes
-    if k_aux < pre_codes.shape[1]:
-        values, indices = pre_codes.topk(k_aux, dim=1, sorted=False)
-        codes = torch.zeros_like(pre_codes).scatter(1, indices, values)
-    error = (residual - codes @ dictionary).square().mean()
-    return error / residual.square().mean().clamp(min=torch.finfo(error.dtype).tiny)
+    codes = torch.nn.functional.leaky_relu(pre_codes, _LEAK)
+    if k_aux < codes.shape[1]:
+        values, indices = codes.topk(k_aux, dim=1, sorted=False)
+        codes = torch.zeros_like(codes).scatter(1, indices, values)
+    error, size = (residual - codes @ dictionary).square().mean(), residual.square().mean()
+    tiny = torch.finfo(size.dtype).eps  # of rows of unit variance
+    return torch.where(size > tiny, error / size.clamp(min=tiny), 0 * error)

@@ -99,7 +99,7 @@ class SAEModule:
         self.register_buffer(  # type: ignore[attr-defined]
             "dead_concepts", torch.zeros(0, dtype=torch.int64), persistent=False
         )
-        self._has_linear_encoder = encoder_module is None
+        self.has_linear_encoder = encoder_module is None
         if encoder_module is None:
             self._tie_encoder()
 
@@ -108,10 +108,8 @@ class SAEModule:
         self.register_buffer(name, value)  # type: ignore[attr-defined]
 
     @property
-    def linear_encoder(self) -> nn.Linear | None:
-        """The encoder's linear layer; None for an encoder of the caller's."""
-        if not self._has_linear_encoder:
-            return None
+    def linear_encoder(self) -> nn.Linear:
+        """The linear layer that is the encoder, where ``has_linear_encoder``."""
         (linear,) = (m for m in self.encoder.modules() if isinstance(m, nn.Linear))
         return linear
 
@@ -177,7 +175,7 @@ class SAEModule:
         Biases and thresholds of the copy are in input units. An encoder of the caller's
         need not be homogeneous, so its scale cannot be folded.
         """
-        if self.linear_encoder is None:
+        if not self.has_linear_encoder:
             raise ValueError(
                 "fold_normalization needs the linear encoder (encoder_module=None); the input "
                 "scale of another encoder cannot be folded into its weights. Keep the module "
@@ -195,8 +193,11 @@ class SAEModule:
     def scale_thresholds(self, factor: Tensor) -> None:
         """Multiply what is compared with codes by a factor; here nothing is."""
 
-    def finish(self, batches: Iterable[Tensor]) -> None:
-        """Estimate, on scaled batches, what encoding needs beside the trained weights."""
+    def finish(self, batches: Iterable[Tensor], weight: float = 1.0) -> None:
+        """Estimate, on scaled batches, what encoding needs beside the trained weights.
+
+        ``weight``, from 0 to 1, is that of the new estimate against what is there already.
+        """
 
     @torch.no_grad()
     def count_fired(self, codes: Tensor) -> None:
@@ -210,9 +211,10 @@ class SAEModule:
         Of the linear encoder they are computed anew, so that their gradient reaches the
         encoder's rows of dead concepts only, and not the decoder bias.
         """
-        dead, linear = self.dead_concepts, self.linear_encoder
-        if linear is None:
+        dead = self.dead_concepts
+        if not self.has_linear_encoder:
             return pre_codes.index_select(1, dead)
+        linear = self.linear_encoder
         weight, bias = linear.weight.index_select(0, dead), linear.bias.index_select(0, dead)
         return nn.functional.linear(u - self.decoder_bias.detach(), weight, bias)
 
@@ -242,6 +244,29 @@ class SAEModule:
         linear.bias[dead] = 0
         self.samples_since_fired[dead] = 0
         self.dead_concepts = dead[:0]
+
+
+def mean_kth_largest(batches: Iterable[Tensor], k: float) -> Tensor:
+    """Give the mean over batches of the ``k * n``-th largest entry of each batch of n rows.
+
+    Parameters
+    ----------
+    batches : iterable of Tensor of shape (n, n_columns)
+        Batches count by their rows.
+    k : float
+        Entries per row, on average.
+
+    Returns
+    -------
+    Tensor
+        One number.
+    """
+    total, n_rows = torch.zeros(()), 0
+    for batch in batches:
+        n_kept = min(max(1, round(k * len(batch))), batch.numel())
+        total = total + len(batch) * batch.flatten().topk(n_kept, sorted=False).values.min()
+        n_rows += len(batch)
+    return total / n_rows
 
 
 def _dictionary_arguments(params: dict[str, Any] | None) -> dict[str, Any]:

@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._base import SAEModule
+from ._base import SAEModule, mean_kth_largest
 from ._jumprelu import jump_relu, step
 from ._overcomplete import overcomplete_sae
 
 _INITIAL_THRESHOLD = 0.5
+_SMALLEST_FACTOR = 1e-3
+# Rows that the momentum of BatchTopK's threshold is meant for.
+_MOMENTUM_ROWS = 1024
 
 
 class VanillaModule(SAEModule, overcomplete_sae.SAE):
@@ -65,17 +68,20 @@ class BatchTopKModule(_Annealed, SAEModule, overcomplete_sae.BatchTopKSAE):
         return relu_codes * ((relu_codes >= threshold) & (relu_codes > 0))
 
     @torch.no_grad()
-    def finish(self, batches: Iterable[Tensor]) -> None:
+    def finish(self, batches: Iterable[Tensor], weight: float = 1.0) -> None:
         """Estimate the threshold anew with the final weights, from scaled batches.
 
         During training the weights move on, and the running mean lags behind them.
         """
-        self.running_threshold.fill_(torch.nan)
+        codes = (self.encoder(u - self.decoder_bias)[1] for u in batches)
+        threshold = mean_kth_largest(codes, self.top_k).to(self.running_threshold)
         self.k_scale = 1.0
-        self.train()  # type: ignore[attr-defined]
-        for u in batches:
-            self.encode_scaled(u)
-        self.eval()  # type: ignore[attr-defined]
+        self._mix(threshold, weight)
+
+    def _mix(self, threshold: Tensor, weight: float) -> None:
+        """Give a new threshold this weight in the running one."""
+        old = self.running_threshold
+        old.copy_(torch.where(old.isnan(), threshold, torch.lerp(old, threshold, weight)))
 
     def scale_thresholds(self, factor: Tensor) -> None:
         """Multiply the threshold by a factor."""
@@ -85,9 +91,8 @@ class BatchTopKModule(_Annealed, SAEModule, overcomplete_sae.BatchTopKSAE):
     def _batch_threshold(self, codes: Tensor) -> Tensor:
         n_kept = self.k() * len(codes)
         threshold = codes.flatten().topk(n_kept, sorted=False).values.min()
-        old, new = self.running_threshold, threshold.to(self.running_threshold.dtype)
-        mixed = torch.lerp(new, old, self.threshold_momentum)
-        self.running_threshold.copy_(torch.where(old.isnan(), new, mixed))
+        weight = 1 - self.threshold_momentum ** (len(codes) / _MOMENTUM_ROWS)
+        self._mix(threshold.to(self.running_threshold), weight)
         return threshold
 
 
@@ -126,20 +131,17 @@ class JumpReLUModule(SAEModule, overcomplete_sae.JumpSAE):
         return step(pre_codes, self.thresholds.exp(), self.kernel, self.bandwidth)
 
     @torch.no_grad()
-    def finish(self, batches: Iterable[Tensor]) -> None:
+    def finish(self, batches: Iterable[Tensor], weight: float = 1.0) -> None:
         """With a target for L0, multiply all thresholds by the factor that meets it.
 
         Thresholds are slow to follow the penalty; this makes up for what is left.
         """
         if self.target_l0 is None:
             return
-        factors = []
-        for u in batches:
-            ratio = (self.encode_scaled(u)[0] / self.thresholds.exp()).flatten()
-            n_kept = max(1, round(self.target_l0 * len(u)))
-            factors.append(ratio.topk(n_kept, sorted=False).values.min())
-        smallest = torch.finfo(factors[0].dtype).tiny  # where too few pre-codes are positive
-        self.thresholds.add_(torch.stack(factors).clamp(min=smallest).log().mean())
+        ratios = (self.encode_scaled(u)[0] / self.thresholds.exp() for u in batches)
+        # Where fewer pre-codes than asked for are positive, no positive factor meets it.
+        factor = mean_kth_largest(ratios, self.target_l0).clamp(min=_SMALLEST_FACTOR)
+        self.thresholds.add_(weight * factor.log())
 
     def scale_thresholds(self, factor: Tensor) -> None:
         """Multiply the thresholds, and the kernel's width with them, by a factor."""

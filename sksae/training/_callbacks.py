@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from skorch.callbacks import Callback, EarlyStopping
 
@@ -37,14 +39,16 @@ class ResampleDead(Callback):
         if not len(dead):
             return
         index = torch.randperm(len(dataset_train), generator=net.generator_)[:_ROWS]
-        u = dataset_train.take(index) / module.input_scale
+        u = module.pull_in(dataset_train.take(index) / module.input_scale)
         u_hat = module.forward_scaled(u)[2]
-        loss = (u - u_hat).square().sum(dim=1).double().cpu()
-        if not torch.isfinite(loss).all() or not (loss > 0).any():
+        weight = (u - u_hat).square().sum(dim=1).double().cpu().square()
+        n_drawn = min(len(dead), int((weight > 0).sum()))  # each row at most once
+        if not n_drawn or not torch.isfinite(weight).all():
             return
-        drawn = loss.square().multinomial(len(dead), replacement=True, generator=net.generator_)
-        module.revive(u[drawn.to(u.device)] - module.decoder_bias, _ENCODER_SHARE)
-        _forget(net.optimizer_, module.revived_parameters(), dead)
+        module.dead_concepts = dead[:n_drawn]
+        drawn = weight.multinomial(n_drawn, generator=net.generator_).to(u.device)
+        module.revive(u[drawn] - module.decoder_bias, _ENCODER_SHARE)
+        _forget(net.optimizer_, module.revived_parameters(), dead[:n_drawn])
 
 
 def _forget(optimizer, parameters, rows):
@@ -55,16 +59,40 @@ def _forget(optimizer, parameters, rows):
                 value[rows] = 0
 
 
-def early_stopping(patience):
-    """Stop after that many epochs without better held-out explained variance.
+class BestEpoch(EarlyStopping):
+    """Stop after some epochs without better held-out explained variance; restore the best.
 
-    The weights of the best epoch are restored, whether the fit was stopped or not.
+    Epochs count from when sparsity has settled: before, the least sparse one would be best.
+    The weights of the best epoch are restored, whether the fit was stopped or not, and the
+    state of the criterion with them.
+
+    Parameters
+    ----------
+    patience : int
+        Number of epochs.
     """
-    return EarlyStopping(
-        monitor="explained_variance",
-        lower_is_better=False,
-        patience=patience,
-        threshold=0,
-        threshold_mode="abs",
-        load_best=True,
-    )
+
+    def __init__(self, patience):
+        super().__init__(
+            monitor="explained_variance",
+            lower_is_better=False,
+            patience=patience,
+            threshold=0,
+            threshold_mode="abs",
+            load_best=True,
+        )
+
+    def on_epoch_end(self, net, **kwargs):
+        """Compare the epoch with the best so far."""
+        if not net.sparsity_is_settled():
+            return
+        super().on_epoch_end(net, **kwargs)
+        if self.best_epoch_ == net.history[-1, "epoch"]:
+            self.best_criterion_ = copy.deepcopy(net.criterion_.state_dict())
+
+    def on_train_end(self, net, **kwargs):
+        """Restore the best epoch."""
+        if self.best_model_weights_ is not None:
+            super().on_train_end(net, **kwargs)
+            net.criterion_.load_state_dict(self.best_criterion_)
+        self.best_model_weights_ = self.best_criterion_ = None  # not needed any longer

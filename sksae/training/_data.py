@@ -14,6 +14,7 @@ from scipy import sparse
 from torch import Tensor
 
 _BLOCK_BYTES = 32 * 2**20
+_AT_CENTER = 1e-3
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
@@ -152,10 +153,10 @@ class InputStatistics:
     Attributes
     ----------
     center : Tensor of shape (n_features,), float64
-        Geometric median of the rows, of as many of them as fit into 32 MiB, evenly spread.
-        A few rows of extreme norm, such as the first positions of a causal model, hardly
-        move it. The start that Gao et al. (2024), arXiv:2406.04093, appendix A.1, give to
-        the decoder bias.
+        Geometric median of the rows, of a random choice of as many as fit into 32 MiB. A
+        few rows of extreme norm, such as the first positions of a causal model, hardly move
+        it. The start that Gao et al. (2024), arXiv:2406.04093, appendix A.1, give to the
+        decoder bias.
     distances : Tensor of shape (n_rows,), float64
         Squared Euclidean distances of the rows from the center.
     """
@@ -164,9 +165,13 @@ class InputStatistics:
     distances: Tensor
 
     def radius(self, ratio: float | None) -> float:
-        """Give ``ratio`` times the median distance from the center; without one, infinity."""
-        median = float(self.distances.median()) ** 0.5
-        return math.inf if ratio is None or median == 0 else ratio * median
+        """Give ``ratio`` times the median distance from the center; without one, infinity.
+
+        Rows at the center itself, such as many zero rows, do not count for the median.
+        """
+        distances = self.distances.sqrt()
+        apart = distances[distances > _AT_CENTER * distances.mean()]
+        return math.inf if ratio is None or not len(apart) else ratio * float(apart.median())
 
     def scale(self, radius: float) -> float:
         """Give the root mean square of the entries of ``x - center`` over rows within a radius.
@@ -180,11 +185,19 @@ class InputStatistics:
     @classmethod
     def of(cls, data: RowBatches) -> InputStatistics:
         """Compute the statistics, in float64."""
-        most = max(2, _BLOCK_BYTES // (8 * data.shape[1]))
-        sample = torch.arange(0, len(data), -(-len(data) // most))
+        sample = random_rows(len(data), max(2, _BLOCK_BYTES // (8 * data.shape[1])))
         center = geometric_median(data.take(sample).double())
         squares = [(b.double() - center).square().sum(dim=1) for b in data.blocks()]
         return cls(center, torch.cat(squares))
+
+
+def random_rows(n_rows: int, most: int, seed: int = 0) -> Tensor:
+    """Give, in order, the numbers of at most that many rows, chosen at random.
+
+    Every n-th row would not do: in texts of equal length these are all at one position.
+    """
+    order = torch.randperm(n_rows, generator=torch.Generator().manual_seed(seed))
+    return order[:most].sort().values
 
 
 def geometric_median(rows: Tensor, max_iter: int = 50, tol: float = 1e-6) -> Tensor:

@@ -27,6 +27,7 @@ from ._totals import EpochTotals, not_finite
 
 _DEAD_EVERY = 16
 _K_START = 4
+_NEAR_TARGET = 0.1
 
 
 class _StopTraining(Exception):
@@ -122,7 +123,7 @@ class SAENet(NeuralNet):
     def initialize_optimizer(self, triggered_directly=None):
         """Build the optimizer and what is stepped with it."""
         super().initialize_optimizer(triggered_directly)
-        self.n_steps_ = self.schedule_start_ = 0
+        self.n_steps_ = 0
         self.optimizer_scheduler_ = self.scheduler(self.optimizer_) if self.scheduler else None
         uses_scaler = self.amp_dtype is torch.float16
         device = torch.device(self.device).type
@@ -273,9 +274,7 @@ class SAENet(NeuralNet):
         if self.optimizer_scaler_ is None:
             self.optimizer_.step(closure)
         else:
-            closure()
-            self.optimizer_scaler_.step(self.optimizer_)
-            self.optimizer_scaler_.update()
+            self._scaled_step(closure)
         self._after_step(done["codes"])
         done["lr"] = self.optimizer_.param_groups[0]["lr"]
         if self.optimizer_scheduler_ is not None:
@@ -283,11 +282,17 @@ class SAENet(NeuralNet):
         self.n_steps_ += 1
         return done
 
+    def sparsity_is_settled(self):
+        """Tell whether sparsity is at what it will be at the end of the fit."""
+        if self.n_steps_ < max(self.sparsity_warmup, self.k_anneal):
+            return False
+        target = self.criterion_.target_l0
+        return target is None or abs(self.history[-1]["l0"] / target - 1) < _NEAR_TARGET
+
     def _set_sparsity(self):
         """Set what the sparsity of this step depends on beside the weights."""
-        step = self.n_steps_ - self.schedule_start_
-        self.criterion_.warmup = ramp(step, self.sparsity_warmup)
-        self.module_.k_scale = 1 + (_K_START - 1) * (1 - ramp(step, self.k_anneal))
+        self.criterion_.warmup = ramp(self.n_steps_, self.sparsity_warmup)
+        self.module_.k_scale = 1 + (_K_START - 1) * (1 - ramp(self.n_steps_, self.k_anneal))
 
     def _after_step(self, codes):
         """Restore and count what follows from a step of the optimizer."""
@@ -297,6 +302,22 @@ class SAENet(NeuralNet):
         if self.dead_after and (self.device == "cpu" or self.n_steps_ % _DEAD_EVERY == 0):
             self.module_.find_dead(self.dead_after)
         self.criterion_.after_step(codes, self.l0_time)
+
+    def _scaled_step(self, closure):
+        """Step with scaled gradients; if they overflow, again in full precision."""
+        scaler, before = self.optimizer_scaler_, self.optimizer_scaler_.get_scale()
+        closure()
+        scaler.step(self.optimizer_)
+        scaler.update()
+        if scaler.get_scale() >= before:
+            return
+        self._count_nan_fallback()
+        full_precision, self._full_precision = self._full_precision, True
+        try:
+            self.optimizer_scaler_ = None
+            self.optimizer_.step(closure)
+        finally:
+            self.optimizer_scaler_, self._full_precision = scaler, full_precision
 
     def train_step_single(self, batch, **fit_params):
         """Compute loss and gradients of one batch, in full precision if half precision fails."""
@@ -351,7 +372,8 @@ class SAENet(NeuralNet):
         if self.optimizer_scaler_ is not None:
             self.optimizer_scaler_.unscale_(self.optimizer_)
         if self.clip_grad is not None:
-            torch.nn.utils.clip_grad_norm_(self.module_.parameters(), self.clip_grad)
+            learnt = [parameter for _, parameter in self.get_all_learnable_params()]
+            torch.nn.utils.clip_grad_norm_(learnt, self.clip_grad)
         if self._overridden_by_callbacks("on_grad_computed"):
             self.notify(
                 "on_grad_computed",
@@ -386,5 +408,6 @@ def _raised_by_callback(exc, callbacks, method_name):
     traceback = exc.__traceback__
     while traceback.tb_next is not None:
         traceback = traceback.tb_next
-    hooks = [inspect.unwrap(getattr(type(cb), method_name)) for _, cb in callbacks]
+    classes = [cls for _, callback in callbacks for cls in type(callback).__mro__]
+    hooks = [inspect.unwrap(vars(cls)[method_name]) for cls in classes if method_name in vars(cls)]
     return traceback.tb_frame.f_code in [getattr(hook, "__code__", None) for hook in hooks]

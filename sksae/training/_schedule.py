@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from numbers import Integral
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -159,6 +160,6 @@ class WarmupDecay(LRScheduler):
             share = min(share, max(0, self.n_steps - step) / self.decay_steps)
         return share
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         """Give the rate of each parameter group at the coming step."""
         return [base * self.factor(self.last_epoch) for base in self.base_lrs]

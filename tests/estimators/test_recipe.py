@@ -1,6 +1,7 @@
 """The training recipe: dead concepts, targets for L0, annealing, stopping, several fits."""
 
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -119,6 +120,8 @@ def test_a_resampled_concept_starts_at_a_row(cls, rows):
     assert 0 < len(dead) < 64
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     norm = linear.weight[live].norm(dim=1).mean().item()
+    moments = net.optimizer_.state[linear.weight]["exp_avg"]
+    moments += 1
     callback = ResampleDead()
     callback.on_train_begin(net)
     callback.on_epoch_end(net, dataset_train=net.get_dataset(rows))
@@ -131,10 +134,25 @@ def test_a_resampled_concept_starts_at_a_row(cls, rows):
     np.testing.assert_allclose(cosines.max(dim=1).values.detach(), 1, atol=1e-5)
     np.testing.assert_allclose(linear.weight[dead].detach().norm(dim=1), 0.2 * norm, rtol=1e-5)
     assert (linear.bias[dead] == 0).all()
-    moments = net.optimizer_.state[linear.weight]["exp_avg"]
     assert (moments[dead] == 0).all()
     assert (moments[live] != 0).any()
     assert (module.samples_since_fired[dead] == 0).all()
+
+
+@pytest.mark.parametrize("sinks", [0, 30])
+def test_resampled_concepts_differ(sinks, rows):
+    sink = np.zeros((sinks, 16), dtype=np.float32)
+    sink[:, 5] = 300 * np.linalg.norm(rows, axis=1).mean()
+    sae = half_dead(VanillaSAE, auxk_coefficient=0, resample_dead=True)
+    sae.fit(np.concatenate([rows, sink]))
+    cosines = sae.components_ @ sae.components_.T - 2 * np.eye(64)
+    assert cosines.max() < 0.9999
+    assert sae.dead_fraction_ < 0.3
+
+
+def test_resampling_needs_two_epochs(rows):
+    with pytest.raises(ValueError, match="acts at the ends of epochs in the first half of a fit"):
+        VanillaSAE(32, nb_epochs=1, resample_dead=True).fit(rows)
 
 
 def test_resampling_needs_the_linear_encoder(rows):
@@ -174,6 +192,25 @@ def test_targets_that_cannot_be_reached(params, message, rows):
         VanillaSAE(64, **params).fit(rows)
 
 
+@pytest.mark.parametrize("cls", [VanillaSAE, JumpReLUSAE])
+@pytest.mark.parametrize("n_steps", [100, 300, 900])
+def test_a_target_that_is_missed_is_warned_of(cls, n_steps, rows):
+    sae = cls(256, target_l0=8, nb_epochs=n_steps // 6, random_state=0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        sae.fit(rows)
+    missed = abs(sae.l0_ / 8 - 1) > 0.1
+    assert missed == any("far from target_l0=8" in str(w.message) for w in caught)
+    assert not (missed and (n_steps >= 300 or cls is JumpReLUSAE))
+
+
+def test_a_target_stays_met_when_a_fit_goes_on(rows):
+    sae = VanillaSAE(64, target_l0=4, nb_epochs=20, batch_size=256, random_state=0).fit(rows)
+    for _ in range(3):
+        sae.partial_fit(rows)
+        assert sae.l0_ == pytest.approx(4, rel=0.3)
+
+
 class SeesK(Callback):
     def __init__(self):
         self.seen = []
@@ -197,6 +234,36 @@ def test_k_falls_to_top_k(cls, rows):
 def test_mean_l0_is_k_within_one_percent(cls, rows):
     sae = cls(64, top_k=5, nb_epochs=3, batch_size=256, random_state=0).fit(rows)
     assert l0(sae.transform(rows)) == pytest.approx(5, rel=0.01)
+
+
+@pytest.mark.parametrize("batch_size", [1024, 4096])
+@pytest.mark.parametrize("sae", [BatchTopKSAE(64, top_k=4), JumpReLUSAE(64, target_l0=4)])
+def test_a_ragged_last_batch_does_not_move_the_threshold(sae, batch_size, rows):
+    sae = clone(sae).set_params(nb_epochs=4, batch_size=batch_size, random_state=0)
+    sae.fit(rows[:4097])
+    assert l0(sae.transform(rows[:4097])) == pytest.approx(4, rel=0.02)
+
+
+@pytest.mark.parametrize("sae", [BatchTopKSAE(64, top_k=4), JumpReLUSAE(64, target_l0=4)])
+def test_texts_of_equal_length_do_not_bias_the_threshold(sae):
+    rows = make_activations(8192 * 4, 16, 64, n_active=3, noise=0.1, random_state=0)[0]
+    rows[::4] = 0.2 * rows[::4] + 4  # every first position differs
+    sae = clone(sae).set_params(nb_epochs=1, random_state=0).fit(rows)
+    assert l0(sae.transform(rows)) == pytest.approx(4, rel=0.1)
+
+
+@pytest.mark.parametrize("sae", [BatchTopKSAE(64, top_k=4), JumpReLUSAE(64, target_l0=4)])
+def test_a_few_rows_do_not_overthrow_the_threshold(sae, rows):
+    sae = clone(sae).set_params(nb_epochs=10, batch_size=256, random_state=0).fit(rows)
+    for i in range(5):
+        sae.partial_fit(rows[3 * i : 3 * i + 3])
+        assert l0(sae.transform(rows)) == pytest.approx(4, rel=0.1)
+
+
+def test_batch_normalisation_and_a_last_batch_of_one_row(rows):
+    sae = BatchTopKSAE(32, top_k=4, encoder_module="mlp_bn_1", batch_size=128, random_state=0)
+    sae.fit(rows[:513])
+    assert sae.l0_ == pytest.approx(4, rel=0.02)
 
 
 # -- units ------------------------------------------------------------------------------------
@@ -248,6 +315,15 @@ def test_rows_of_extreme_norm_do_not_spoil_the_rest(cls, rows):
     assert pulled_in > left
 
 
+def test_many_rows_at_one_point_do_not_set_the_scale(rows):
+    both = np.concatenate([np.zeros((9000, 16), dtype=np.float32), rows])
+    scales = [
+        VanillaSAE(32, nb_epochs=1, outlier_ratio=ratio).fit(both).module_.input_scale.item()
+        for ratio in (5.0, None)
+    ]
+    assert scales[0] == pytest.approx(scales[1], rel=0.1)
+
+
 # -- early stopping ---------------------------------------------------------------------------
 
 
@@ -275,6 +351,43 @@ def test_early_stopping_holds_rows_out_by_itself(rows):
     sae = TopKSAE(48, top_k=4, early_stopping=50, nb_epochs=2, random_state=0).fit(rows)
     assert np.isfinite(sae.history_[:, "valid_loss"]).all()
     assert sae.n_steps_ == 2 * 6
+
+
+@pytest.mark.parametrize(
+    "sae",
+    [
+        VanillaSAE(64, target_l0=4, early_stopping=3),
+        VanillaSAE(64, sparsity_warmup=0.5, early_stopping=3),
+        TopKSAE(64, top_k=4, k_anneal=0.8, early_stopping=3),
+        BatchTopKSAE(64, top_k=4, k_anneal=0.8, early_stopping=3),
+    ],
+    ids=lambda sae: type(sae).__name__,
+)
+def test_early_stopping_waits_for_sparsity(sae, rows):
+    params = {"nb_epochs": 20, "batch_size": 256, "random_state": 0}
+    sae = clone(sae).set_params(**params).fit(rows)
+    alone = clone(sae).set_params(early_stopping=None, validation_fraction=0.1).fit(rows)
+    assert sae.l0_ == pytest.approx(alone.l0_, rel=0.15)
+    assert sae.score(rows) > alone.score(rows) - 0.05
+
+
+def test_early_stopping_measures_the_weights_that_it_keeps(rows):
+    sae = VanillaSAE(64, early_stopping=9, resample_dead=True, nb_epochs=6, random_state=0)
+    sae.set_params(callbacks=[Deaden()], batch_size=256, validation_fraction=0.2).fit(rows)
+    names = [name for name, _ in sae.net_.callbacks_]
+    assert names.index("sksae_early_stopping") < names.index("sksae_resample_dead")
+
+
+def test_early_stopping_does_nothing_in_partial_fit(rows):
+    sae = TopKSAE(32, top_k=3, early_stopping=2, batch_size=100, random_state=0)
+    assert sae.partial_fit(rows[:1000]).n_steps_ == 10
+    sae.partial_fit(rows[:1])
+
+
+@pytest.mark.parametrize("name", ["early_stopping", "k_anneal"])
+def test_numbers_are_not_switches(name, rows):
+    with pytest.raises(ValueError, match=f"The '{name}' parameter of TopKSAE is a number, not"):
+        TopKSAE(32, top_k=3, **{name: True}).fit(rows)
 
 
 def test_early_stopping_in_a_search_over_two_processes(rows):
@@ -377,3 +490,31 @@ def test_a_failure_in_fit_many_leaves_all_as_they_were(rows):
     with pytest.raises(FloatingPointError):
         fit_many([good, bad], rows)
     assert not hasattr(good, "net_")
+
+
+# -- continuations that fail ------------------------------------------------------------------
+
+
+class Fails(Callback):
+    def on_epoch_end(self, net, **kwargs):
+        raise RuntimeError("no")
+
+
+def test_a_failed_continuation_leaves_the_loss_as_it_was(rows):
+    sae = VanillaSAE(64, target_l0=4, nb_epochs=6, warm_start=True, random_state=0).fit(rows)
+    before, codes = sae.l1_coefficient_, sae.transform(rows)
+    with pytest.raises(RuntimeError, match="no"):
+        sae.set_params(target_l0=20, callbacks=[Fails()]).fit(rows)
+    assert sae.l1_coefficient_ == before
+    assert sae.net_.criterion_.target_l0 == 4
+    np.testing.assert_array_equal(sae.transform(rows).data, codes.data)
+
+
+def test_a_refused_continuation_changes_nothing(rows):
+    sae = TopKSAE(64, top_k=4, nb_epochs=2, warm_start=True, random_state=0).fit(rows)
+    sae.set_params(top_k=9, scheduler_class=torch.optim.lr_scheduler.ReduceLROnPlateau)
+    with pytest.raises(ValueError, match="needs a metric"):
+        sae.fit(rows)
+    assert l0(sae.transform(rows)) == pytest.approx(4, rel=0.01)
+    with pytest.raises(ValueError, match="outlier_ratio=2.0, but this TopKSAE was fitted with 5.0"):
+        sae.set_params(scheduler_class="auto", outlier_ratio=2.0).fit(rows)

@@ -419,6 +419,18 @@ def test_half_precision_falls_back_batch_by_batch(X):
     np.testing.assert_allclose(sae.components_, exact.components_, atol=1e-6)
 
 
+def steep(x, x_hat, pre_codes, codes, dictionary):
+    return 1e3 * (x - x_hat).square().sum()
+
+
+def test_float16_steps_whose_gradients_overflow_are_taken_in_full_precision(X):
+    params = {"criterion": steep, "auxk_coefficient": 0, "nb_epochs": 1, "max_nan_fallbacks": 99}
+    half, full = (topk(use_amp=amp, **params).fit(X) for amp in ("fp16", False))
+    np.testing.assert_allclose(half.components_, full.components_, atol=0.05)
+    start = topk(lr=1e-12, **params).fit(X)
+    assert np.abs(half.components_ - start.components_).max() > 1e-3
+
+
 # -- pickles of another device --------------------------------------------------------------
 
 

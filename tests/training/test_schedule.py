@@ -110,15 +110,29 @@ def test_no_scheduler_means_a_constant_rate(X):
 
 
 def test_penalties_grow_over_the_sparsity_warm_up(X):
-    sae = VanillaSAE(20, nb_epochs=2, batch_size=40, sparsity_warmup=8, random_state=0)
-    seen = []
-    loss = sae.set_params(criterion=lambda *args: seen.append(1) or (args[0] - args[1]).var())
-    loss.fit(X)
-    assert loss.net_.criterion_.warmup == 1
-    assert loss.net_.sparsity_warmup == 8
     off = VanillaSAE(20, nb_epochs=1, batch_size=40, sparsity_warmup=10**6, random_state=0).fit(X)
     none = VanillaSAE(20, nb_epochs=1, batch_size=40, l1_coefficient=0, random_state=0).fit(X)
     assert off.history_[-1]["train_loss"] == pytest.approx(
         none.history_[-1]["train_loss"], rel=1e-3
     )
     assert math.isclose(off.net_.criterion_.warmup, 10 / 10**6)
+    half = VanillaSAE(20, nb_epochs=1, batch_size=40, sparsity_warmup=20, random_state=0).fit(X)
+    assert half.net_.criterion_.warmup == 0.5
+    half.partial_fit(X[:200])  # goes on, and does not begin again
+    assert half.net_.criterion_.warmup > 0.5 * 20 / 100
+    assert half.net_.n_steps_ == 15
+
+
+@pytest.mark.parametrize("cls", [TopKSAE, VanillaSAE])
+def test_chunks_of_changing_size_do_not_begin_again(X, cls):
+    sae = cls(20, monitoring=1, **({"top_k": 2} if cls is TopKSAE else {}))
+    for i in range(30):
+        sae.partial_fit(X[: 300 + i % 2])
+    seen = learning_rates(sae)
+    peak = auto_lr(20, 1024, None)
+    assert seen == pytest.approx([peak * (i + 1) / 100 for i in range(30)])
+
+
+def test_scheduler_params_without_a_scheduler(X):
+    with pytest.raises(ValueError, match="has no scheduler to go to: scheduler_class is None."):
+        TopKSAE(20, top_k=2, scheduler_class=None, scheduler_params={"warmup_steps": 1}).fit(X)
