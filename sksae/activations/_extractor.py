@@ -493,16 +493,21 @@ def _check_cls(first_ids: np.ndarray, tokenizer) -> None:
 
 
 def _check_vocabulary(ids: np.ndarray, model, tokenizer) -> None:
-    try:
-        size = model.get_input_embeddings().num_embeddings
-    except (AttributeError, NotImplementedError):
-        return
-    if len(ids) and ids.max() >= size:
+    size = vocabulary_size(model)
+    if size is not None and len(ids) and ids.max() >= size:
         raise ValueError(
             f"{type(tokenizer).__name__} gives the token id {ids.max()}, and "
             f"{type(model).__name__} knows {size} ids: they do not belong together. Pass the "
             "tokenizer of this model."
         )
+
+
+def vocabulary_size(model) -> int | None:
+    """Give the number of token ids that a model knows, None where it does not say."""
+    try:
+        return model.get_input_embeddings().num_embeddings
+    except (AttributeError, NotImplementedError):
+        return None
 
 
 Extractor = TransformerActivationExtractor

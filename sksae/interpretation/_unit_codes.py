@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from ..activations._extractor import vocabulary_size
 from ..activations._pooler import pool_rows
 from ..activations._rows import Rows, with_rows
 from ..activations._texts import Texts, Tokens, check_texts, tokenize
@@ -118,7 +119,8 @@ def vocabulary_codes(pipe, *, batch_size=256):
     -----
     The token itself is run, not the string that it decodes to, between the special tokens
     that the tokenizer puts around any text. Tokens left out: special and unused ones, those
-    that stand for no visible character, and those that are a part of a character.
+    that the model has no embedding for, those that stand for no visible character, and those
+    that are a part of a character.
 
     Leading tokens that ``skip_first`` leaves out are treated as in `unit_codes`.
 
@@ -140,8 +142,8 @@ def vocabulary_codes(pipe, *, batch_size=256):
     ((2, 4), ['blue', 'sea'])
     """
     parts = _parts(pipe, "vocabulary_codes", batch_size)
-    tokenizer = parts.extractor._loaded()[1]
-    ids, strings = vocabulary(tokenizer)
+    model, tokenizer = parts.extractor._loaded()
+    ids, strings = vocabulary(tokenizer, vocabulary_size(model))
     frame = _frame(tokenizer)
     chunks = []
     for at in range(0, len(ids), _CHUNK):
@@ -151,11 +153,12 @@ def vocabulary_codes(pipe, *, batch_size=256):
     return _carrying(chunks, strings)
 
 
-def vocabulary(tokenizer: Any) -> tuple[np.ndarray, list[str]]:
-    """Give the ids and strings of the tokens that stand for readable text, in order of ids."""
+def vocabulary(tokenizer: Any, size: int | None = None) -> tuple[np.ndarray, list[str]]:
+    """Give the ids (below ``size``) and strings of the tokens that stand for readable text."""
     special = set(tokenizer.all_special_ids)
     special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    ids = sorted(set(tokenizer.get_vocab().values()) - special)
+    known = {i for i in tokenizer.get_vocab().values() if size is None or i < size}
+    ids = sorted(known - special)
     keep = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
     strings = [string.strip() for string in tokenizer.batch_decode([[i] for i in ids], **keep)]
     readable = [i for i, string in enumerate(strings) if _is_readable(string)]
