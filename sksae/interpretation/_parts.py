@@ -9,7 +9,7 @@ from scipy import sparse
 from sklearn.utils.validation import check_is_fitted
 
 from ..activations import TransformerActivationExtractor
-from ..activations._rows import Rows
+from ..activations._rows import Rows, rows_frame, with_rows
 from ..activations._texts import check_texts
 from ..metrics._observed import split_at_sae
 
@@ -73,6 +73,13 @@ class Parts(NamedTuple):
         checked = check_texts(self.prepared(texts), self.owner)
         tokens = extractor._tokenize(checked)
         return extractor._rows(tokens, extractor._plan(tokens, checked), checked)
+
+    def states(self, values, rows: Rows):
+        """Put hidden states and their rows into the container that the next step was fitted on."""
+        names = getattr((*self.between, self.sae)[0], "feature_names_in_", None)
+        if names is None:
+            return with_rows(values, rows)
+        return rows_frame(values, rows).set_axis(names, axis=1)
 
     def encode(self, activations):
         """Give the codes of the extractor's output, as a plain ndarray or CSR matrix."""

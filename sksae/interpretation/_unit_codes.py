@@ -221,7 +221,7 @@ def _codes_alone(parts: Parts, tokens: Tokens, texts: Texts, batch_size: int):
     if not counted.any():
         return sparse.csr_matrix((len(texts.texts), parts.nb_concepts), dtype=values.dtype)
     rows = rows[counted]
-    codes = parts.encode(with_rows(values[counted], rows))
+    codes = parts.encode(parts.states(values[counted], rows))
     return pool_rows(sparse.csr_matrix(codes), rows.text, len(texts.texts), "max")
 
 

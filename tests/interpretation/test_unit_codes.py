@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import sparse
+from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
@@ -148,7 +149,9 @@ def test_frames_and_dense_codes_become_csr(bert_pipe, texts):
     pipe = bert_pipe(sae=sae)
     plain = unit_codes(pipe, UNITS)
     frames = unit_codes(pipe.set_output(transform="pandas"), UNITS)
+    on_frames = unit_codes(clone(pipe).fit(texts * 3), UNITS)  # no warning of missing names
     assert sparse.issparse(plain) and sparse.issparse(frames)
+    np.testing.assert_allclose(plain.toarray(), on_frames.toarray(), rtol=1e-4)
     np.testing.assert_array_equal(plain.toarray(), frames.toarray())
     np.testing.assert_allclose(plain.toarray(), unit_codes(bert_pipe(), UNITS).toarray())
 
