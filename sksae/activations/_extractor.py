@@ -233,15 +233,9 @@ class TransformerActivationExtractor(TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         texts = check_texts(X, type(self).__name__)
-        if "_held" not in self.__dict__:
-            self._held = self._load()
-        model, tokenizer = self._held
-        tokens = tokenize(tokenizer, texts, want_words=self.granularity == "word")
-        self._check_tokens(tokens, model, tokenizer)
-        plan = self._plan(tokens, texts, tokenizer)
-        values = self._run(tokens, plan, model, tokenizer)
-        specials = special_strings(tokens, plan, tokenizer)
-        rows = Rows(plan.text, plan.start, plan.end, texts.texts, specials)
+        tokens = self._tokenize(texts)
+        plan = self._plan(tokens, texts)
+        values, rows = self._run(tokens, plan), self._rows(tokens, plan, texts)
         if output_container(self) == "pandas":
             return rows_frame(values, rows)
         return with_rows(values, rows)
@@ -308,6 +302,12 @@ class TransformerActivationExtractor(TransformerMixin, BaseEstimator):
         self._family()["loaded"] = (model, tokenizer)
         return model, loading.check_tokenizer(tokenizer)
 
+    def _loaded(self):
+        """Give model and tokenizer, loading them again after unpickling."""
+        if "_held" not in self.__dict__:
+            self._held = self._load()
+        return self._held
+
     def _load_model(self, auto_class="AutoModel"):
         """Give the model, loaded through a class of transformers if it is given by name."""
         if not loading.is_name(self.model):
@@ -362,14 +362,17 @@ class TransformerActivationExtractor(TransformerMixin, BaseEstimator):
             _check_cls(ids[:1], tokenizer)
         return ids[: min(8, self.max_length_)] if len(ids) else np.zeros(1, dtype=np.int64)
 
-    def _check_tokens(self, tokens: Tokens, model, tokenizer):
+    def _tokenize(self, texts: Texts) -> Tokens:
+        model, tokenizer = self._loaded()
+        tokens = tokenize(tokenizer, texts, want_words=self.granularity == "word")
         _check_vocabulary(tokens.ids, model, tokenizer)
         if self.granularity == "cls":
             starts = tokens.bounds[:-1][np.diff(tokens.bounds) > 0]
             _check_cls(tokens.ids[starts], tokenizer)
+        return tokens
 
-    def _plan(self, tokens: Tokens, texts: Texts, tokenizer) -> Plan:
-        side = getattr(tokenizer, "truncation_side", "right")
+    def _plan(self, tokens: Tokens, texts: Texts) -> Plan:
+        side = getattr(self._loaded()[1], "truncation_side", "right")
         sequences = cut(tokens, self.max_length_, self.long_text, side)
         n_long = int((np.diff(tokens.bounds) > self.max_length_).sum())
         if n_long and self.long_text == "truncate":
@@ -384,9 +387,14 @@ class TransformerActivationExtractor(TransformerMixin, BaseEstimator):
             tokens, texts, sequences, self.granularity, self.aggregation, self.skip_first
         )
 
-    def _run(self, tokens: Tokens, plan: Plan, model, tokenizer) -> np.ndarray:
+    def _rows(self, tokens: Tokens, plan: Plan, texts: Texts) -> Rows:
+        specials = special_strings(tokens, plan, self._loaded()[1])
+        return Rows(plan.text, plan.start, plan.end, texts.texts, specials)
+
+    def _run(self, tokens: Tokens, plan: Plan, batch_size: int | None = None) -> np.ndarray:
         from tqdm import tqdm
 
+        model, tokenizer = self._loaded()
         modules = dict(model.named_modules())
         forward = Forward(model, {name: modules[name] for name in self.layer_names_}, tokenizer)
         pool = Pool(plan.sizes, self.n_features_out_, self.aggregation)
@@ -400,7 +408,7 @@ class TransformerActivationExtractor(TransformerMixin, BaseEstimator):
             disable=not self.progress,
         )
         with bar, evaluating(model):
-            for batch in batches(sequences, self.batch_size):
+            for batch in batches(sequences, batch_size or self.batch_size):
                 wanted = [_rows_here(s, plan.row) for s in batch]
                 ids = [tokens.ids[s.at] for s in batch]
                 types = tokens.types
@@ -485,16 +493,21 @@ def _check_cls(first_ids: np.ndarray, tokenizer) -> None:
 
 
 def _check_vocabulary(ids: np.ndarray, model, tokenizer) -> None:
-    try:
-        size = model.get_input_embeddings().num_embeddings
-    except (AttributeError, NotImplementedError):
-        return
-    if len(ids) and ids.max() >= size:
+    size = vocabulary_size(model)
+    if size is not None and len(ids) and ids.max() >= size:
         raise ValueError(
             f"{type(tokenizer).__name__} gives the token id {ids.max()}, and "
             f"{type(model).__name__} knows {size} ids: they do not belong together. Pass the "
             "tokenizer of this model."
         )
+
+
+def vocabulary_size(model) -> int | None:
+    """Give the number of token ids that a model knows, None where it does not say."""
+    try:
+        return model.get_input_embeddings().num_embeddings
+    except (AttributeError, NotImplementedError):
+        return None
 
 
 Extractor = TransformerActivationExtractor

@@ -11,6 +11,7 @@ a stale link would be a wrong answer.
 from __future__ import annotations
 
 import numbers
+import re
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from .._sklearn import output_container, wants_sparse_arrays
 
 FRAME_LEVELS = ("text", "start", "end")
 _FRAME_TEXTS = "sksae_texts"
+_SOLID = re.compile(r"\S*")
 
 
 class Rows:
@@ -93,12 +95,7 @@ class Rows:
         ValueError
             If the texts are not known.
         """
-        if self.texts is None:
-            raise ValueError(
-                "These rows know the numbers of their texts but not the texts. Pass units= "
-                "(one string per row) to the step that needs them."
-            )
-        texts, specials = self.texts, self.specials
+        texts, specials = self._known_texts(), self.specials
         units = [
             texts[t][s:e].strip()
             for t, s, e in zip(
@@ -108,6 +105,66 @@ class Rows:
         if specials is not None:
             units = [u if s is None else s for u, s in zip(units, specials, strict=True)]
         return _object_array(units)
+
+    def context(self, i: int, width: int) -> tuple[str, str, str]:
+        """Give the text around one row.
+
+        Parameters
+        ----------
+        i : int
+            Number of the row, negative from the end.
+        width : int
+            Most characters to give on either side.
+
+        Returns
+        -------
+        left, unit, right : str
+            ``unit`` is ``units[i]``, and ``left + unit + right`` a piece of the text as it
+            stands there, line breaks included. ``left`` does not begin, and ``right`` does not
+            end, with white space or in the middle of a word. Only where no white space is
+            within ``width`` is a word cut, so that scripts without spaces have a context, too.
+            A row without a place in the text, such as an added special token, has none: both
+            sides are empty.
+
+        Raises
+        ------
+        IndexError
+            If there is no row ``i``.
+        ValueError
+            If ``width`` is no int of at least 0, or if the texts are not known.
+
+        Examples
+        --------
+        >>> rows = Rows([0], [12], [17], ["An apple is green, and so are limes."])
+        >>> rows.context(0, 10)
+        ('apple is ', 'green', ', and so')
+        >>> rows.context(0, 6)
+        ('is ', 'green', ', and')
+        """
+        if not isinstance(width, numbers.Integral) or isinstance(width, bool) or width < 0:
+            raise ValueError(
+                "The 'width' of Rows.context must be a number of characters, an int of at least "
+                f"0. Got {width!r} instead."
+            )
+        text, start, end = self._known_texts()[self.text[i]], int(self.start[i]), int(self.end[i])
+        special = None if self.specials is None else self.specials[i]
+        if special is not None or start == end:
+            return "", special or "", ""
+        start = end - len(text[start:end].lstrip())
+        end = start + len(text[start:end].strip())
+        cut, stop = max(0, start - int(width)), end + int(width)
+        # The right side is the left side of the text read backwards.
+        left = _whole_words(text[cut:start], text[max(0, cut - 1) : cut])
+        right = _whole_words(text[end:stop][::-1], text[stop : stop + 1])[::-1]
+        return left, text[start:end], right
+
+    def _known_texts(self) -> _Texts:
+        if self.texts is None:
+            raise ValueError(
+                "These rows know the numbers of their texts but not the texts. Pass units= "
+                "(one string per row) to the step that needs them."
+            )
+        return self.texts
 
     def __len__(self) -> int:
         return len(self.text)
@@ -149,6 +206,15 @@ class _Texts(tuple):
 
     def __deepcopy__(self, memo):
         return self
+
+
+def _whole_words(window: str, before: str) -> str:
+    """Drop from the start of a window the rest of a word that began before it."""
+    if before and not before.isspace():
+        rest = _SOLID.match(window).end()  # type: ignore[union-attr]
+        if rest < len(window):
+            window = window[rest:]
+    return window.lstrip()
 
 
 def _object_array(values) -> np.ndarray:

@@ -27,6 +27,9 @@ class TopKInputs(ConceptInterpreter):
         Largest number of units per concept.
     concepts_indices : "all", int or array-like of int, default="all"
         Columns to interpret.
+    fold_case : bool, default=False
+        Whether to merge units that differ only by case, as "Sea" and "sea". Each concept
+        shows them in the form that activates it most.
 
     Attributes
     ----------
@@ -40,6 +43,9 @@ class TopKInputs(ConceptInterpreter):
 
     See Also
     --------
+    unit_codes : The codes of units that are run alone, to fit this on.
+    vocabulary_codes : Those of all tokens of a vocabulary.
+    interpret : Interprets concepts from texts, activations or codes in one call.
     sksae.activations.ConceptPooler : Pools the codes of each text into one row.
 
     Notes
@@ -62,16 +68,24 @@ class TopKInputs(ConceptInterpreter):
     {0: {'ship': 2.0, 'sea': 1.0}, 1: None, 2: {'ship': 1.0}}
     >>> list(concepts.get_feature_names_out())
     ['0: ship, sea', '1: (dead)', '2: ship']
+
+    Units that differ only by case, merged:
+
+    >>> units = ["sea", "ship", "Sea"]
+    >>> TopKInputs(concepts_indices=0, fold_case=True).fit(codes, units=units).interpretations_
+    {0: {'ship': 2.0, 'Sea': 1.0}}
     """
 
     _parameter_constraints: dict = {
         "k": [Interval(Integral, 1, None, closed="left")],
         "concepts_indices": [StrOptions({"all"}), Integral, "array-like"],
+        "fold_case": ["boolean"],
     }
 
-    def __init__(self, k=5, concepts_indices="all"):
+    def __init__(self, k=5, concepts_indices="all", fold_case=False):
         self.k = k
         self.concepts_indices = concepts_indices
+        self.fold_case = fold_case
 
     @fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y=None, *, units=None):
@@ -94,12 +108,15 @@ class TopKInputs(ConceptInterpreter):
         units = self._checked_units(X, units)
         codes = validate_data(self, X, accept_sparse="csr", dtype=[np.float64, np.float32])
         concepts = self._concepts()
-        strings, row_ids = _number(units)
+        strings, row_ids = _number(units, self.fold_case)
         named = row_ids >= 0
         if not named.all():
-            codes, row_ids = codes[named], row_ids[named]
-        found = _top_units(codes, concepts, row_ids, len(strings), self.k)
-        self.interpretations_ = _interpretations(concepts, strings, *found)
+            codes, row_ids, units = codes[named], row_ids[named], units[named]
+        position, number, activation = _top_units(codes, concepts, row_ids, len(strings), self.k)
+        shown = np.asarray(strings, dtype=object)[number]
+        if self.fold_case:
+            shown = units[_first_rows(codes, concepts, row_ids, position, number, activation)]
+        self.interpretations_ = _interpretations(concepts, position, shown, activation)
         return self
 
     def _name(self, interpretation):
@@ -124,13 +141,14 @@ class TopKInputs(ConceptInterpreter):
         return pd.DataFrame(lines, columns=["concept", "rank", "unit", "activation"])
 
 
-def _number(units):
+def _number(units, fold_case):
     """Give the distinct strings in order of appearance, and each row's number among them.
 
     Rows without a readable string have the number -1.
     """
     numbers: dict[str, int] = {}
-    ids = [numbers.setdefault(u, len(numbers)) if u.strip() else -1 for u in units]
+    keys = [unit.casefold() for unit in units] if fold_case else units
+    ids = [numbers.setdefault(key, len(numbers)) if key.strip() else -1 for key in keys]
     return list(numbers), np.asarray(ids, dtype=np.int64)
 
 
@@ -178,11 +196,40 @@ def _ranked(concept, unit, activation, k):
     return concept[rank < k], unit[rank < k], activation[rank < k]
 
 
-def _interpretations(concepts, strings, position, unit, activation):
+def _first_rows(codes, concepts, row_ids, position, number, activation):
+    """Give for each listed unit the first row in which it has the activation listed."""
+    if sparse.issparse(codes):
+        codes = codes.copy() if not codes.has_canonical_format else codes
+        codes.sum_duplicates()
+        codes = codes.tocsc()
+    # Of the concept at hand: activation and row of each unit that is listed.
+    wanted = np.full(row_ids.max(initial=-1) + 1, np.nan)
+    first = np.zeros(len(wanted), dtype=np.int64)
+    rows = np.empty(len(number), dtype=np.int64)
+    bounds = np.searchsorted(position, np.arange(len(concepts) + 1))
+    for concept, at, stop in zip(concepts, bounds[:-1], bounds[1:], strict=True):
+        units = number[at:stop]
+        wanted[units] = activation[at:stop]
+        entries, values = _column(codes, concept)
+        hits = entries[values == wanted[row_ids[entries]]][::-1]
+        first[row_ids[hits]] = hits  # of several rows the last one written stays
+        rows[at:stop] = first[units]
+        wanted[units] = np.nan
+    return rows
+
+
+def _column(codes, concept):
+    if not sparse.issparse(codes):
+        return np.arange(codes.shape[0]), codes[:, concept]
+    part = slice(codes.indptr[concept], codes.indptr[concept + 1])
+    return codes.indices[part], codes.data[part]
+
+
+def _interpretations(concepts, position, shown, activation):
     found: dict = dict.fromkeys(concepts.tolist())
-    listed = zip(concepts[position].tolist(), unit.tolist(), activation.tolist(), strict=True)
-    for concept, number, value in listed:
+    listed = zip(concepts[position].tolist(), shown.tolist(), activation.tolist(), strict=True)
+    for concept, unit, value in listed:
         if found[concept] is None:
             found[concept] = {}
-        found[concept][strings[number]] = value
+        found[concept][unit] = value
     return found

@@ -1,9 +1,13 @@
+import pickle
+import tracemalloc
+
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
+from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -28,15 +32,15 @@ def carrying(kind, values=VALUES):
     return with_rows(sparse.csr_matrix(values) if kind == "csr" else values, rows())
 
 
-def by_loops(values, units, k):
+def by_loops(values, units, k, key=str):
     """Rank distinct units by maximum, first come first, and stop at zero."""
     found = {}
     for concept in range(values.shape[1]):
         best = {}
         for unit, value in zip(units, values[:, concept].tolist(), strict=True):
-            if unit.strip():
-                best[unit] = max(best.get(unit, value), value)
-        ranked, listed = sorted(best.items(), key=lambda item: -item[1]), {}
+            if unit.strip() and value > best.get(key(unit), ("", -np.inf))[1]:
+                best[key(unit)] = (unit, value)
+        ranked, listed = sorted(best.values(), key=lambda item: -item[1]), {}
         for unit, value in ranked[:k]:
             if value == 0:
                 break
@@ -78,6 +82,57 @@ def test_interpretations_are_what_loops_give(units, seed, k, lowest, density):
     expected = by_loops(values, units, k)
     for X in (values, sparse.csr_matrix(values), sparse.csr_array(values)):
         assert same(TopKInputs(k).fit(X, units=units).interpretations_, expected)
+
+
+@settings(max_examples=80, deadline=None, database=None)
+@given(
+    units=st.lists(st.sampled_from("a A b B straße STRASSE é É".split()), min_size=1, max_size=15),
+    seed=st.integers(0, 1000),
+    k=st.integers(1, 5),
+    lowest=st.sampled_from([-3, 0, 1]),
+    indices=st.sampled_from(["all", [2, 0]]),
+)
+def test_units_that_differ_by_case_are_merged(units, seed, k, lowest, indices):
+    rng = np.random.default_rng(seed)
+    values = rng.integers(lowest, 4, size=(len(units), 4)).astype(np.float32) / 3
+    expected = by_loops(values, units, k, key=str.casefold)
+    expected = {i: expected[i] for i in (range(4) if indices == "all" else indices)}
+    twice = sparse.csr_matrix(values)  # each entry as the sum of two
+    parts = np.repeat(twice.data / 2, 2), np.repeat(twice.indices, 2), 2 * twice.indptr
+    for X in (values, twice, sparse.csr_array(parts, shape=values.shape)):
+        step = TopKInputs(k, concepts_indices=indices, fold_case=True).fit(X, units=units)
+        assert same(step.interpretations_, expected)
+
+
+def test_merged_units_are_shown_in_the_form_that_is_most_active():
+    codes = np.array([[1.0, 2.0], [3.0, 1.0], [2.0, 0.0], [3.0, 0.0]])
+    step = TopKInputs(fold_case=True).fit(codes, units=["sea", "Sea", "sky", "SEA"])
+    assert same(step.interpretations_, {0: {"Sea": 3, "sky": 2}, 1: {"sea": 2}})
+    apart = TopKInputs().fit(codes, units=["sea", "Sea", "sky", "SEA"]).interpretations_
+    assert list(apart[0]) == ["Sea", "SEA", "sky", "sea"]
+    assert TopKInputs(fold_case=True).fit(codes * 0, units=[""] * 4).interpretations_ == {
+        0: None,
+        1: None,
+    }
+
+
+def test_wide_codes_of_many_rows_are_never_dense():
+    rng = np.random.default_rng(0)
+    n, width, active = 20_000, 8_192, 8
+    columns = rng.integers(0, width // active, (n, active)) + width // active * np.arange(active)
+    parts = rng.random(n * active, dtype=np.float32), columns.ravel(), active * np.arange(n + 1)
+    codes = sparse.csr_matrix(parts, shape=(n, width))
+    units = [f"Unit{i % 3000}" if i % 2 else f"unit{i % 3000}" for i in range(n)]
+    tracemalloc.start()
+    try:
+        found = TopKInputs(3, fold_case=True).fit(codes, units=units).interpretations_
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 60 * 2**20  # dense, the codes are 655 MB
+    few = codes[:, :5].toarray()
+    expected = by_loops(few, units, 3, key=str.casefold)
+    assert same({i: found[i] for i in range(5)}, expected)
 
 
 def test_wide_dense_codes_are_read_in_blocks(monkeypatch):
@@ -125,7 +180,9 @@ def test_concepts_that_are_not_there_are_refused(wrong):
     )
 
 
-@pytest.mark.parametrize(("parameter", "wrong"), [("k", 0), ("k", 1.5), ("concepts_indices", "x")])
+@pytest.mark.parametrize(
+    ("parameter", "wrong"), [("k", 0), ("k", 1.5), ("concepts_indices", "x"), ("fold_case", "yes")]
+)
 def test_parameters_of_the_wrong_kind_are_refused(parameter, wrong):
     with pytest.raises(ValueError, match=rf"^The '{parameter}' parameter of TopKInputs must be"):
         TopKInputs(**{parameter: wrong}).fit(carrying("dense"))
@@ -147,6 +204,13 @@ def test_a_pipeline_ends_in_concepts_and_goes_back():
     pipe.fit(X, [0])
     assert pipe.get_feature_names_out()[0] == "0: ship, sea"
     np.testing.assert_allclose(pipe.inverse_transform(pipe.transform(X)), VALUES)
+
+
+def test_clones_and_pickles():
+    step = TopKInputs(k=2, concepts_indices=[2], fold_case=True)
+    assert clone(step).get_params() == {"k": 2, "concepts_indices": [2], "fold_case": True}
+    restored = pickle.loads(pickle.dumps(step.fit(carrying("csr"))))
+    assert same(restored.interpretations_, {2: {"sea": 2, "ship": 2}})
 
 
 def test_names_are_unique_and_ignore_the_input_s():
