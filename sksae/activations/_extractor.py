@@ -320,18 +320,9 @@ class TransformerActivationExtractor(TransformerMixin, SharesModel):
         )
 
     def _load_tokenizer(self):
-        model, tokenizer = self.model, self.tokenizer
-        if tokenizer is None:
-            tokenizer = model if loading.is_name(model) else loading.name_inside(model)
-            if not tokenizer:
-                raise ValueError(
-                    f"tokenizer=None takes the tokenizer of the model's folder, and this "
-                    f"{type(model).__name__} names none. Pass tokenizer=."
-                )
-        if loading.is_name(tokenizer):
-            revision = self.revision if tokenizer == self.model else None
-            tokenizer = loading.load_tokenizer(tokenizer, revision, self.tokenizer_params)
-        return tokenizer
+        return loading.find_tokenizer(
+            self.tokenizer, self.model, self.revision, self.tokenizer_params
+        )
 
     def _family(self):
         """Give the place where this estimator and its clones hold what was loaded last."""

@@ -1,6 +1,14 @@
 """Names for concepts: transformers that end a pipeline."""
 
 from ._examples import ActivatingExample, MaxActivatingExamples
+from ._logit_lens import ConceptTokens, LogitLens, TokenLogit
 from ._topk_inputs import TopKInputs
 
-__all__ = ["ActivatingExample", "MaxActivatingExamples", "TopKInputs"]
+__all__ = [
+    "ActivatingExample",
+    "ConceptTokens",
+    "LogitLens",
+    "MaxActivatingExamples",
+    "TokenLogit",
+    "TopKInputs",
+]
