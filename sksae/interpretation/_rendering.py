@@ -64,7 +64,8 @@ def pieces(example: Any) -> list[Piece]:
             if start > cursor:
                 found.append(Piece(example.context[cursor:start], None, False))
             # A special token stands for no characters.
-            string = visible(example.context[start:end]) if end > start else unit
+            string = example.context[start:end] if end > start else unit
+            string = visible(string) if activation > 0 else string
             found.append(Piece(string, activation, is_peak))
         cursor = max(cursor, end)
     return found
