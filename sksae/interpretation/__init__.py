@@ -1,6 +1,7 @@
 """Names for concepts: transformers that end a pipeline."""
 
-from ._examples import ActivatingExample, MaxActivatingExamples
+from ._contexts import ActivatingExample
+from ._examples import MaxActivatingExamples
 from ._logit_lens import ConceptTokens, LogitLens, TokenLogit
 from ._topk_inputs import TopKInputs
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from numbers import Integral
 
 import numpy as np
@@ -14,106 +13,12 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from .._sklearn import Interval, StrOptions, fit_context
 from ..activations._rows import resolve_groups, rows_of
 from ._base import ConceptInterpreter
+from ._contexts import ConceptExamples
 from ._reading import Reading
-from ._rendering import html_fragment, html_page, plain_text, visible
+from ._rendering import html_fragment, html_page, plain_text
 
 _BLOCK_VALUES = 2**24
 _NAMED_UNITS = 3
-
-
-@dataclass(frozen=True)
-class ActivatingExample:
-    """A stretch of a text and the activation of a concept on each of its units.
-
-    Attributes
-    ----------
-    quantile : str
-        What it is an example of: "top", or the quantile of the concept's activations that
-        it was drawn from, such as "1/5" for the fifth of the lowest ones.
-    text : int
-        Index of the text.
-    start, end : int
-        Characters of the stretch in its text.
-    context : str
-        The stretch itself, ``text[start:end]``.
-    units : tuple of str
-        Its tokens, words or sentences.
-    spans : tuple of (int, int)
-        Characters of each unit in ``context``.
-    activations : tuple of float
-        Activation of the concept on each unit.
-    peak : int
-        Which of the units the example was chosen for.
-    """
-
-    quantile: str
-    text: int
-    start: int
-    end: int
-    context: str
-    units: tuple[str, ...]
-    spans: tuple[tuple[int, int], ...]
-    activations: tuple[float, ...]
-    peak: int
-
-    @property
-    def unit(self) -> str:
-        """The unit that the example was chosen for."""
-        return self.units[self.peak]
-
-    @property
-    def activation(self) -> float:
-        """The activation of that unit."""
-        return self.activations[self.peak]
-
-
-class ConceptExamples(Sequence):
-    """The examples of one concept: a sequence of `ActivatingExample`.
-
-    Each is made when it is asked for, so that the examples of thousands of concepts take
-    little memory.
-    """
-
-    def __init__(self, reading, reach, peaks, quantiles, active, values):
-        self._reading = reading
-        self._reach = reach
-        self._peaks = peaks
-        self._quantiles = quantiles
-        near = _near(active, reading.around(peaks, reach))
-        self._active, self._values = active[near], values[near]
-
-    def __len__(self):
-        return len(self._peaks)
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        peak = int(self._peaks[index])
-        first, last = map(int, self._reading.around(peak, self._reach))
-        a, b = np.searchsorted(self._active, [first, last])
-        activations = np.zeros(last - first, dtype=self._values.dtype)
-        activations[self._active[a:b] - first] = self._values[a:b]
-        return ActivatingExample(
-            self._quantiles[index],
-            *self._reading.excerpt(first, last),
-            activations=tuple(activations.tolist()),
-            peak=peak - first,
-        )
-
-    def top_units(self) -> Iterator[str]:
-        """Go through the units that the top examples were chosen for."""
-        for peak, quantile in zip(self._peaks.tolist(), self._quantiles, strict=True):
-            if quantile == "top":
-                found = self._reading.excerpt(peak, peak + 1)
-                yield visible(found.context) or found.units[0]
-
-    def __eq__(self, other):
-        return isinstance(other, Sequence) and list(self) == list(other)
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self):
-        return repr(list(self))
 
 
 class ExamplesDisplay:
@@ -132,8 +37,9 @@ class ExamplesDisplay:
 class MaxActivatingExamples(ConceptInterpreter):
     """Show each concept by stretches of text: where it is most active, and where it is less.
 
-    The strongest examples alone mislead: many concepts are clear at the top and mixed below
-    (Bricken et al. (2023) [1]_, "Feature interpretability"). So there are two kinds. The
+    The strongest examples alone mislead: many concepts are clear at the top and mixed below,
+    which is why Bricken et al. (2023) [1]_ ("Manual Human Analysis") judge features by
+    examples from the whole range of activations. So there are two kinds here. The
     *top* examples are the units with the largest activations, one of each text. The others
     are drawn at random from *quantiles*: the units that a concept is active on are ranked
     and cut into ``n_quantiles`` parts of equal size. Each example comes with the units
@@ -261,20 +167,13 @@ class MaxActivatingExamples(ConceptInterpreter):
         codes = validate_data(self, X, accept_sparse="csr", dtype=[np.float64, np.float32])
         concepts = self._concepts()
         seed = check_random_state(self.random_state).randint(2**31 - 1)
-        labels = [f"{q}/{self.n_quantiles}" for q in range(self.n_quantiles, 0, -1)]
         self.interpretations_ = dict.fromkeys(concepts.tolist())
         for concept, rows, values in _columns(codes, concepts):
             active, values = _by_position(reading.position[rows], values)
             rng = np.random.default_rng([seed, concept])
-            parts = self._choose(values, reading.text[active], rng)
-            names = [
-                name
-                for name, part in zip(["top", *labels], parts, strict=False)
-                for _ in range(len(part))
-            ]
-            peaks = active[np.concatenate(parts)]
+            chosen, quantiles = self._choose(values, reading.text[active], rng)
             self.interpretations_[concept] = ConceptExamples(
-                reading, self.context, peaks, names, active, values
+                reading, self.context, active[chosen], quantiles, active, values
             )
         return self
 
@@ -325,7 +224,7 @@ class MaxActivatingExamples(ConceptInterpreter):
         Parameters
         ----------
         concepts : int or array-like of int, default=None
-            Which concepts; None takes all that were interpreted. One takes some 20 kB.
+            Which concepts; None takes all that were interpreted. One takes some 5 to 20 kB.
 
         Returns
         -------
@@ -379,21 +278,20 @@ class MaxActivatingExamples(ConceptInterpreter):
         return Reading.of_units(units, groups)
 
     def _choose(self, values, texts, rng):
-        """Give which of the active units are shown: the top ones, then those of each part."""
+        """Give which of the active units are shown, and what each is an example of."""
         ranked = np.argsort(-values, kind="stable")
         top = _one_per_text(ranked, texts)[: self.n_top]
-        if not self.n_per_quantile:
-            return [top]
+        chosen, quantiles = [top], ["top"] * len(top)
         shown = np.zeros(len(values), dtype=bool)
         shown[top] = True
         cuts = len(values) * np.arange(self.n_quantiles + 1) // self.n_quantiles
-        drawn = []
-        for a, b in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
-            part = ranked[a:b]
+        for i in range(self.n_quantiles if self.n_per_quantile else 0):
+            part = ranked[cuts[i] : cuts[i + 1]]
             part = rng.permutation(part[~shown[part]])
-            part = _one_per_text(part, texts)[: self.n_per_quantile]
-            drawn.append(part[np.argsort(-values[part], kind="stable")])
-        return [top, *drawn]
+            drawn = _one_per_text(part, texts)[: self.n_per_quantile]
+            chosen.append(drawn[np.argsort(-values[drawn], kind="stable")])
+            quantiles += [f"{self.n_quantiles - i}/{self.n_quantiles}"] * len(drawn)
+        return np.concatenate(chosen), quantiles
 
     def _name(self, interpretation):
         return ", ".join(list(dict.fromkeys(interpretation.top_units()))[:_NAMED_UNITS])
@@ -448,12 +346,3 @@ def _one_per_text(order, texts):
     """Keep the first of each text."""
     _, first = np.unique(texts[order], return_index=True)
     return order[np.sort(first)]
-
-
-def _near(active, stretches):
-    """Tell which of the sorted positions lie between the bounds of a stretch."""
-    first, last = np.searchsorted(active, stretches)
-    change = np.zeros(len(active) + 1, dtype=np.int64)
-    np.add.at(change, first, 1)
-    np.add.at(change, last, -1)
-    return np.cumsum(change)[:-1] > 0

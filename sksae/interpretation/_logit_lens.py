@@ -27,7 +27,17 @@ _NAMED_TOKENS = 3
 
 
 class TokenLogit(NamedTuple):
-    """A token of the vocabulary, and what a direction adds to its logit."""
+    """A token of the vocabulary, and what a direction adds to its logit.
+
+    Parameters
+    ----------
+    token : str
+        The string that it stands for, leading white space included.
+    id : int
+        Its row in the unembedding.
+    logit : float
+        What a code of 1 adds; see `LogitLens`.
+    """
 
     token: str
     id: int
@@ -35,7 +45,15 @@ class TokenLogit(NamedTuple):
 
 
 class ConceptTokens(NamedTuple):
-    """The tokens that a concept promotes, and those that it suppresses, strongest first."""
+    """The tokens that a concept promotes, and those that it suppresses, strongest first.
+
+    Parameters
+    ----------
+    promoted : tuple of TokenLogit
+        From the largest logit downwards.
+    suppressed : tuple of TokenLogit
+        From the smallest logit upwards.
+    """
 
     promoted: tuple[TokenLogit, ...]
     suppressed: tuple[TokenLogit, ...]

@@ -112,9 +112,9 @@ def _shaded(piece: Piece, strongest: float) -> str:
     string = _escaped(piece.string)
     if piece.is_peak:
         string = f"<b>{string}</b>"
-    if not _is_active(piece):
+    share = _share(piece, strongest)
+    if not share:
         return string
-    share = min(1.0, piece.activation / strongest)
     return f'<span style="--a:{share:.2f}" title="{piece.activation:.3g}">{string}</span>'
 
 
@@ -122,8 +122,9 @@ def _escaped(string: str) -> str:
     return html.escape(string.translate(_CONTROLS))
 
 
-def _is_active(piece: Piece) -> bool:
-    return piece.activation is not None and piece.activation > 0
+def _share(piece: Piece, strongest: float) -> float:
+    """Give an activation beside the strongest one, 0 where there is none above 0."""
+    return min(1.0, max(0.0, piece.activation or 0.0) / strongest)
 
 
 def plain_text(named: Named, ansi: bool = False) -> str:
@@ -146,16 +147,15 @@ def _lines(name: str, examples: Sequence[Any] | None, ansi: bool) -> Iterator[st
 
 def _bracketed(piece: Piece) -> str:
     string = _on_one_line(piece.string)
-    if not _is_active(piece):
+    if not _share(piece, 1.0):
         return string
     return f"[[{string}]]" if piece.is_peak else f"[{string}]"
 
 
 def _ansi(piece: Piece, strongest: float) -> str:
-    string = _on_one_line(piece.string)
-    if not _is_active(piece):
+    string, share = _on_one_line(piece.string), _share(piece, strongest)
+    if not share:
         return string
-    share = min(1.0, piece.activation / strongest)
     # Black on a shade between cream and orange, so that it reads on any terminal.
     green, blue = round(240 - 90 * share), round(210 - 170 * share)
     weight = "1;4;" if piece.is_peak else ""
