@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import warnings
-from copy import deepcopy
 from numbers import Integral
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.base import TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from .._device import resolve_device
@@ -18,16 +17,15 @@ from . import _loading as loading
 from ._forward import Forward, batches, device_of, position_limit
 from ._layers import evaluating, find_layers
 from ._rows import Rows, rows_frame, with_rows
+from ._sharing import SharesModel
 from ._texts import Texts, Tokens, check_texts, tokenize
 from ._units import AGGREGATIONS, GRANULARITIES, Plan, Pool, cut, make_plan, special_strings
 
 # Of a tokenizer and a model that name no limit.
 _DEFAULT_LENGTH = 512
 
-_SHARED_BY_CLONES = ("model", "tokenizer")
 
-
-class TransformerActivationExtractor(TransformerMixin, BaseEstimator):
+class TransformerActivationExtractor(TransformerMixin, SharesModel):
     """Hidden states of a transformer, one row per token, word, sentence or text.
 
     The texts run through the model in batches of like length, no further than the layers
@@ -322,18 +320,9 @@ class TransformerActivationExtractor(TransformerMixin, BaseEstimator):
         )
 
     def _load_tokenizer(self):
-        model, tokenizer = self.model, self.tokenizer
-        if tokenizer is None:
-            tokenizer = model if loading.is_name(model) else loading.name_inside(model)
-            if not tokenizer:
-                raise ValueError(
-                    f"tokenizer=None takes the tokenizer of the model's folder, and this "
-                    f"{type(model).__name__} names none. Pass tokenizer=."
-                )
-        if loading.is_name(tokenizer):
-            revision = self.revision if tokenizer == self.model else None
-            tokenizer = loading.load_tokenizer(tokenizer, revision, self.tokenizer_params)
-        return tokenizer
+        return loading.find_tokenizer(
+            self.tokenizer, self.model, self.revision, self.tokenizer_params
+        )
 
     def _family(self):
         """Give the place where this estimator and its clones hold what was loaded last."""
@@ -420,42 +409,8 @@ class TransformerActivationExtractor(TransformerMixin, BaseEstimator):
                 bar.update(sum(len(x) for x in ids))
         return pool.result()
 
-    def get_params(self, deep=True):
-        """Get the parameters.
-
-        Parameters
-        ----------
-        deep : bool, default=True
-            Whether to include those of contained estimators, of which there are none.
-
-        Returns
-        -------
-        params : dict
-            Parameter names and values.
-        """
-        params = super().get_params(deep=deep)
-        if loading.asked_by_printer():
-            return {name: loading.brief(value) for name, value in params.items()}
-        return params
-
-    def _get_params_html(self, *args, **kwargs):
-        params = super()._get_params_html(*args, **kwargs)
-        for name in _SHARED_BY_CLONES:
-            short = loading.brief(params.get(name))
-            if short is not params.get(name):
-                params[name] = str(short)
-        return params
-
     def __sklearn_clone__(self):
-        params = self.get_params(deep=False)
-        for name in set(params) - set(_SHARED_BY_CLONES):
-            params[name] = clone(params[name], safe=False)
-        copy = type(self)(**params)
-        for name in ("_sklearn_output_config", "_metadata_request"):
-            if name in self.__dict__:
-                setattr(copy, name, deepcopy(self.__dict__[name]))
-        if "_skl_callbacks" in self.__dict__:
-            copy._skl_callbacks = self._skl_callbacks
+        copy = super().__sklearn_clone__()
         copy._held_by_clones = self._family()
         return copy
 

@@ -105,6 +105,32 @@ def load_tokenizer(name: Any, revision: str | None, params: dict | None) -> Any:
     return shared("tokenizer", key_of(name, sorted(params.items())), load)
 
 
+def find_tokenizer(
+    tokenizer: Any, model: Any, revision: str | None = None, params: dict | None = None
+) -> Any:
+    """Give the tokenizer of a model, loaded if it is given by name; None is the model's own."""
+    if tokenizer is None:
+        tokenizer = model if is_name(model) else name_inside(model)
+        if not tokenizer:
+            raise ValueError(
+                f"tokenizer=None takes the tokenizer of the model's folder, and this "
+                f"{type(model).__name__} names none. Pass tokenizer=."
+            )
+    if is_name(tokenizer):
+        tokenizer = load_tokenizer(tokenizer, revision if tokenizer == model else None, params)
+    return tokenizer
+
+
+def language_class(name: Any) -> str:
+    """Name the class of transformers that loads a language model with its head."""
+    from transformers import AutoConfig
+
+    with _named_failure("model", name):
+        architectures = AutoConfig.from_pretrained(name).architectures or []
+    masked = any(architecture.endswith("ForMaskedLM") for architecture in architectures)
+    return "AutoModelForMaskedLM" if masked else "AutoModelForCausalLM"
+
+
 @contextmanager
 def _named_failure(parameter: str, name: Any) -> Iterator[None]:
     try:
