@@ -127,7 +127,7 @@ class LLMLabels(ConceptInterpreter):
     Example 1: ship (activation: 10)
     Example 2: boat (activation: 5)
     <BLANKLINE>
-    Label:
+    What is the concept? Give only the label.
     """
 
     _parameter_constraints: dict = {
@@ -353,7 +353,7 @@ class LLMLabels(ConceptInterpreter):
             )
         else:
             return
-        warnings.warn(message, UserWarning, stacklevel=4)
+        warnings.warn(message, UserWarning, stacklevel=5)
 
     def _check_quantiles(self, method):
         if method == SamplingMethod.QUANTILE and self.k_examples < self.k_quantile:
@@ -368,7 +368,7 @@ class LLMLabels(ConceptInterpreter):
                 f"Fewer than k_quantile={self.k_quantile} rows activate {_listed(few)}. LLMLabels "
                 "shows all of them.",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
 
 

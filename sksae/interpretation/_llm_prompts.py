@@ -4,21 +4,27 @@ import json
 import re
 
 SYSTEM_PROMPT = """\
-You name the concepts that were found in the hidden states of a language model.
+You name the concepts that were found inside a language model.
 You are given pieces of text in which one concept is active, with numbers from 0 (not active) \
-to 10 (most active). In an example with context, the active piece stands between << and >>, and \
-the line below it lists the number of every piece.
-Find what the pieces with high numbers have in common: a topic, a meaning, a grammatical role, \
+to 10 (most active). Where a piece is shown in context, it stands between << and >>, and the \
+line below it lists the number of every piece.
+Find what the pieces with high numbers have in common: a topic, a meaning, a grammatical role \
 or a spelling. Be as specific as the examples allow.
 Answer with one short label of at most eight words, such as "names of rivers" or "verbs in the \
 past tense". Give only the label: no explanation, no list, no quotation marks."""
 
+QUESTION = "What is the concept? Give only the label."
+
 NO_ANSWER = "(no answer)"
 
 _MAX_CHARACTERS = 80
-# Quotation marks and Markdown's marks around a label.
-_WRAPPING = " \t\"'`*_#«»“”„‘’"
-_INTRODUCTION = re.compile(r"^(the )?(label|answer|concept)( is)?\s*[:\-]\s*", re.IGNORECASE)
+# What Markdown puts around a line.
+_MARKS = " \t*#-•"
+_QUOTED = re.compile(r"""^["'`“”„«‘]([^"“”«»]+)["'`“”»’]\.?$""")
+_LAST_STOP = re.compile(r"(?<!\W\w)\.$")  # that of "U.S." stays
+_INTRODUCTION = re.compile(
+    r"^(the )?(label|answer|concept)( is)?\s*:\s*|^the (label|answer|concept) is\s", re.IGNORECASE
+)
 
 
 def messages_of(system_prompt, examples):
@@ -33,7 +39,7 @@ def messages_of(system_prompt, examples):
     numbered = [f"Example {i}: {example}" for i, example in enumerate(examples, start=1)]
     return [
         {"role": "system", "content": system_prompt},
-        {"role": "user", "content": "\n".join([*numbered, "", "Label:"])},
+        {"role": "user", "content": "\n".join([*numbered, "", QUESTION])},
     ]
 
 
@@ -60,7 +66,7 @@ def clean_label(answer):
     """Reduce an answer to its label, or to "(no answer)" where it has no letter or digit.
 
     That is its first line with a letter or digit, after a reasoning model's thoughts, without
-    the marks and the "Label:" around it, cut at a word after 80 characters.
+    the marks around it and a "Label:" before it, cut at a word after 80 characters.
     """
     said = (answer or "").rpartition("</think>")[2]
     if "<think>" in said:  # thoughts that were cut off
@@ -69,10 +75,11 @@ def clean_label(answer):
     label = next((line for line in lines if any(map(str.isalnum, line))), NO_ANSWER)
     if len(label) <= _MAX_CHARACTERS:
         return label
-    return label[:_MAX_CHARACTERS].rsplit(maxsplit=1)[0] + "…"
+    return label[: _MAX_CHARACTERS + 1].rsplit(maxsplit=1)[0][:_MAX_CHARACTERS] + "…"
 
 
 def _unwrapped(line):
-    bare = one_line(line).strip(_WRAPPING)
-    bare = _INTRODUCTION.sub("", bare).strip(_WRAPPING)
-    return bare.removesuffix(".").rstrip(_WRAPPING)
+    bare = one_line(line).strip(_MARKS)
+    bare = _INTRODUCTION.sub("", bare).strip(_MARKS)
+    quoted = _QUOTED.match(bare)
+    return _LAST_STOP.sub("", quoted[1].strip() if quoted else bare)
