@@ -3,6 +3,8 @@
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 
+from ._llm_backends import Backend
+
 
 def ask_all(llm, concepts, prompt, receive):
     """Ask about each concept.
@@ -10,9 +12,9 @@ def ask_all(llm, concepts, prompt, receive):
     Parameters
     ----------
     llm : callable
-        From a chat to an answer. One with a ``session`` is opened for all the questions, and
-        may take several chats at a time (``batch_size``); one with a ``max_concurrency`` is
-        called by so many threads.
+        From a chat to an answer. A `Backend` is opened for all the questions, and may take
+        several chats at a time (``batch_size``); one with a ``max_concurrency`` is called by so
+        many threads.
     concepts : list of int
     prompt : callable
         From a concept to the chat that asks about it.
@@ -25,7 +27,7 @@ def ask_all(llm, concepts, prompt, receive):
     (list of int, Exception or None)
         Concepts that were asked about together, and what went wrong.
     """
-    size = getattr(llm, "batch_size", 1) if hasattr(llm, "session") else 1
+    size = llm.batch_size if isinstance(llm, Backend) else 1
     batches = [concepts[at : at + size] for at in range(0, len(concepts), size)]
     with _session(llm) as ask:
 
@@ -58,7 +60,7 @@ def _in_threads(function, items, n_threads):
 
 @contextmanager
 def _session(llm):
-    if hasattr(llm, "session"):
+    if isinstance(llm, Backend):
         with llm.session() as ask:
             yield ask
     else:

@@ -1,11 +1,12 @@
 """The examples of a concept: which of its activations are shown, and in what context."""
 
 from enum import StrEnum
+from itertools import islice
 
 import numpy as np
 from scipy import sparse
 
-from ._llm_prompts import example_in_context, one_line, plain_example
+from ._llm_prompts import example_in_context, plain_example
 
 
 class SamplingMethod(StrEnum):
@@ -91,7 +92,7 @@ def written(rows, values, chosen, units, neighbours, k_context):
     chosen : ndarray of int
         Positions in ``rows`` of the examples.
     units : list of str
-        The string of each row of the codes.
+        The string of each row of the codes, in one line.
     neighbours : Neighbours, or None
         None where ``k_context`` is 0.
     k_context : int
@@ -104,12 +105,13 @@ def written(rows, values, chosen, units, neighbours, k_context):
     if neighbours is None:
         importances = _importances(rows, values, wanted)
         return [plain_example(units[r], i) for r, i in zip(wanted, importances, strict=True)]
+    windows = [neighbours.around(row, k_context) for row in wanted]
+    importances = iter(_importances(rows, values, [row for window in windows for row in window]))
     examples = []
-    for row in wanted:
-        window = neighbours.around(row, k_context)
+    for row, window in zip(wanted, windows, strict=True):
         around = [units[other] for other in window]
         text = neighbours.marked(window, around, row)
-        examples.append(example_in_context(text, around, _importances(rows, values, window)))
+        examples.append(example_in_context(text, around, list(islice(importances, len(window)))))
     return examples
 
 
@@ -170,7 +172,6 @@ class Neighbours:
         """Join the units of a window, the one of ``row`` between << and >>."""
         pieces = []
         for other, unit in zip(window, units, strict=True):
-            unit = one_line(unit)
             pieces.append("" if self._glued[other] or not pieces else " ")
             pieces.append(f"<<{unit}>>" if other == row else unit)
         return "".join(pieces)

@@ -17,7 +17,7 @@ from ._base import ConceptInterpreter
 from ._llm_asking import ask_all
 from ._llm_backends import LLMError
 from ._llm_examples import Columns, Neighbours, SamplingMethod, sample, written
-from ._llm_prompts import NO_ANSWER, SYSTEM_PROMPT, clean_label, messages_of
+from ._llm_prompts import NO_ANSWER, SYSTEM_PROMPT, clean_label, messages_of, one_line
 
 _SAMPLING = {method.value for method in SamplingMethod} | set(SamplingMethod.__members__)
 # After so many failures in a row, a run that goes on in spite of failures stops asking.
@@ -41,7 +41,8 @@ class LLMLabels(ConceptInterpreter):
         ``max_concurrency`` of it tells how many threads may call it at once; without one it is
         called from this thread.
     sampling_method : {"top", "quantile", "random"} or SamplingMethod, default="top"
-        Which of the rows with an activation above zero become examples:
+        Which of the rows with an activation above zero become examples (upper-case names are
+        taken, too):
 
         - "top": the ``k_examples`` with the largest activations, largest first.
         - "quantile": sorted by activation, they are cut into ``k_quantile`` slices of equal
@@ -278,8 +279,8 @@ class LLMLabels(ConceptInterpreter):
         """Give the concepts, those with examples, and the function that writes a question."""
         method = SamplingMethod(self.sampling_method.lower())
         self._check_quantiles(method)
-        units = self._checked_units(X, units)
-        named = np.array([bool(unit.strip()) for unit in units], dtype=bool)
+        units = [one_line(unit) for unit in self._checked_units(X, units)]
+        named = np.array([unit != "" for unit in units], dtype=bool)
         neighbours = self._neighbours(X, groups, named)
         codes = validate_data(self, X, accept_sparse="csr", dtype=[np.float64, np.float32])
         concepts = self._concepts().tolist()

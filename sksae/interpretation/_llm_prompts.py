@@ -18,6 +18,8 @@ QUESTION = "What is the concept? Give only the label."
 NO_ANSWER = "(no answer)"
 
 _MAX_CHARACTERS = 80
+_quoted = json.JSONEncoder(ensure_ascii=False).encode
+
 # What Markdown puts around a line.
 _MARKS = " \t*#-•"
 _QUOTED = re.compile(r"""^["'`“”„«‘]([^"“”«»]+)["'`“”»’]\.?$""")
@@ -45,13 +47,13 @@ def messages_of(system_prompt, examples):
 
 def plain_example(unit, importance):
     """Write a unit and its importance in one line."""
-    return f"{one_line(unit)} (activation: {importance})"
+    return f"{unit} (activation: {importance})"
 
 
 def example_in_context(text, units, importances):
     """Write a text with a marked unit, and below it all its units with their importance."""
     listed = (
-        f"({json.dumps(one_line(unit), ensure_ascii=False)}, {importance})"
+        f"({_quoted(unit)}, {importance})"
         for unit, importance in zip(units, importances, strict=True)
     )
     return f"{text}\nActivations: {', '.join(listed)}"
