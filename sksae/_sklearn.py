@@ -9,6 +9,7 @@ from sklearn.utils._param_validation import (
     InvalidParameterError,
     Options,
     StrOptions,
+    validate_parameter_constraints,
 )
 from sklearn.utils._set_output import _get_output_config
 
@@ -21,6 +22,7 @@ __all__ = [
     "StrOptions",
     "fit_context",
     "output_container",
+    "validate_parameter_constraints",
     "wants_sparse_arrays",
 ]
 

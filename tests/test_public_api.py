@@ -11,7 +11,7 @@ import pytest
 import sksae
 
 ROOT = Path(sksae.__file__).parent
-HEAVY = ("transformers", "overcomplete", "matplotlib", "timm", "cv2", "torchvision")
+HEAVY = ("transformers", "overcomplete", "matplotlib", "timm", "cv2", "torchvision", "openai")
 
 
 def test_public_names():

@@ -3,6 +3,10 @@
 from ._contexts import ActivatingExample
 from ._examples import MaxActivatingExamples
 from ._interpret import interpret
+from ._llm_backends import LLMError, TransformersLLM
+from ._llm_endpoint import OpenAILLM
+from ._llm_examples import SamplingMethod
+from ._llm_labels import LLMLabels
 from ._logit_lens import ConceptTokens, LogitLens, TokenLogit
 from ._ngrams import unique_ngrams
 from ._topk_inputs import TopKInputs
@@ -11,10 +15,15 @@ from ._unit_codes import unit_codes, vocabulary_codes
 __all__ = [
     "ActivatingExample",
     "ConceptTokens",
+    "LLMError",
+    "LLMLabels",
     "LogitLens",
     "MaxActivatingExamples",
+    "OpenAILLM",
+    "SamplingMethod",
     "TokenLogit",
     "TopKInputs",
+    "TransformersLLM",
     "interpret",
     "unique_ngrams",
     "unit_codes",

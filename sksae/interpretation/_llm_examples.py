@@ -1,0 +1,200 @@
+"""The examples of a concept: which of its activations are shown, and in what context."""
+
+from enum import StrEnum
+from itertools import islice
+
+import numpy as np
+from scipy import sparse
+
+from ._llm_prompts import example_in_context, plain_example
+
+
+class SamplingMethod(StrEnum):
+    """How the examples of a concept are chosen among its activations."""
+
+    TOP = "top"
+    QUANTILE = "quantile"
+    RANDOM = "random"
+
+
+def sample(values, method, k_examples, k_quantile, rng):
+    """Choose examples among the activations of a concept.
+
+    Parameters
+    ----------
+    values : ndarray of shape (n_candidates,)
+        Activations, all above zero.
+    method : SamplingMethod
+    k_examples, k_quantile : int
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    ndarray of int, shape (n_examples,)
+        Positions in ``values``, in the order in which they are shown.
+    """
+    if method == SamplingMethod.RANDOM:
+        return rng.permutation(len(values))[:k_examples]
+    ranked = np.argsort(-values, kind="stable")
+    if method == SamplingMethod.TOP:
+        return ranked[:k_examples]
+    size, drawn = len(values) // k_quantile, k_examples // k_quantile
+    if size == 0:
+        return ranked
+    slices = np.split(ranked, size * np.arange(1, k_quantile))
+    return np.concatenate([rng.permutation(part)[:drawn] for part in slices])
+
+
+class Columns:
+    """The activations above zero of one concept at a time.
+
+    Parameters
+    ----------
+    codes : ndarray or CSR matrix of shape (n_rows, n_concepts)
+    named : ndarray of bool, shape (n_rows,)
+        Whether a row has a readable string; the others count as not active.
+    """
+
+    def __init__(self, codes, named):
+        self._codes, self._named = codes, named
+        if sparse.issparse(codes):
+            self._codes = sparse.csc_array(codes)
+            self._codes.sum_duplicates()
+
+    def __getitem__(self, concept):
+        """Give the rows in which a concept is active, ascending, and its activations there."""
+        if sparse.issparse(self._codes):
+            part = slice(*self._codes.indptr[concept : concept + 2])
+            rows, values = self._codes.indices[part], self._codes.data[part]
+        else:
+            rows, values = np.arange(len(self._codes)), self._codes[:, concept]
+        active = (values > 0) & self._named[rows]
+        return rows[active], values[active].astype(np.float64)
+
+    def counts(self):
+        """Give the number of rows in which each concept is active."""
+        if not sparse.issparse(self._codes):
+            return np.count_nonzero((self._codes > 0) & self._named[:, None], axis=0)
+        active = (self._codes.data > 0) & self._named[self._codes.indices]
+        return np.diff(np.concatenate([[0], np.cumsum(active)])[self._codes.indptr])
+
+
+def written(rows, values, chosen, units, neighbours, k_context):
+    """Write the chosen examples of a concept as text.
+
+    The importance of a unit is its activation on a scale on which the largest of the concept
+    is 10, rounded.
+
+    Parameters
+    ----------
+    rows, values : ndarray of shape (n_candidates,)
+        Where the concept is active, ascending, and how much.
+    chosen : ndarray of int
+        Positions in ``rows`` of the examples.
+    units : list of str
+        The string of each row of the codes, in one line.
+    neighbours : Neighbours, or None
+        None where ``k_context`` is 0.
+    k_context : int
+
+    Returns
+    -------
+    list of str
+    """
+    wanted = rows[chosen].tolist()
+    if neighbours is None:
+        importances = _importances(rows, values, wanted)
+        return [plain_example(units[r], i) for r, i in zip(wanted, importances, strict=True)]
+    windows = [neighbours.around(row, k_context) for row in wanted]
+    importances = iter(_importances(rows, values, [row for window in windows for row in window]))
+    examples = []
+    for row, window in zip(wanted, windows, strict=True):
+        around = [units[other] for other in window]
+        text = neighbours.marked(window, around, row)
+        examples.append(example_in_context(text, around, list(islice(importances, len(window)))))
+    return examples
+
+
+def _importances(rows, values, wanted):
+    """Give the importance of some rows, 0 where the concept is not active."""
+    at = np.minimum(np.searchsorted(rows, wanted), len(rows) - 1)
+    scaled = np.where(rows[at] == wanted, 10 * values[at] / values.max(), 0)
+    return np.rint(scaled).astype(int).tolist()
+
+
+class Neighbours:
+    """The units that stand around a unit in its text.
+
+    Parameters
+    ----------
+    text : ndarray of int, shape (n_rows,)
+        Index of the text of each row.
+    place : ndarray of int, shape (n_rows,)
+        What orders the rows of a text.
+    glued : ndarray of bool, shape (n_rows,)
+        Whether a row follows the one before it in this order without a space.
+    named : ndarray of bool, shape (n_rows,)
+        Whether a row has a readable string; the others are left out.
+    """
+
+    def __init__(self, text, place, glued, named):
+        order = np.lexsort((place, text))
+        self._text = text
+        self._order = order[named[order]]
+        self._rank = np.zeros(len(text), dtype=np.int64)
+        self._rank[self._order] = np.arange(len(self._order))
+        self._glued = glued
+
+    @classmethod
+    def of_groups(cls, groups, named):
+        """Take the rows of a text in the order in which they come."""
+        return cls(groups, np.arange(len(groups)), np.zeros(len(groups), dtype=bool), named)
+
+    @classmethod
+    def of_rows(cls, rows, named):
+        """Take the rows of a text in the order in which they stand there."""
+        start, end = _without_space(rows)
+        place = _places(rows.text, start, end)
+        order = np.lexsort((place, rows.text))
+        before, after = order[:-1], order[1:]
+        glued = np.zeros(len(rows), dtype=bool)
+        touches = (rows.text[before] == rows.text[after]) & (start[after] <= end[before])
+        glued[after] = touches & (start < end)[before] & (start < end)[after]
+        return cls(rows.text, place, glued, named)
+
+    def around(self, row, k):
+        """List a row and up to k rows on either side of it in its text, in order."""
+        rank = self._rank[row]
+        window = self._order[max(rank - k, 0) : rank + k + 1]
+        return window[self._text[window] == self._text[row]].tolist()
+
+    def marked(self, window, units, row):
+        """Join the units of a window, the one of ``row`` between << and >>."""
+        pieces = []
+        for other, unit in zip(window, units, strict=True):
+            pieces.append("" if self._glued[other] or not pieces else " ")
+            pieces.append(f"<<{unit}>>" if other == row else unit)
+        return "".join(pieces)
+
+
+def _without_space(rows):
+    """Give the spans of rows, white space at their ends left out."""
+    start, end = rows.start.copy(), rows.end.copy()
+    if rows.texts is not None:
+        for i, (text, s, e) in enumerate(zip(rows.text, rows.start, rows.end, strict=True)):
+            span = rows.texts[text][s:e]
+            start[i] = e - len(span.lstrip())
+            end[i] = s + len(span.rstrip())
+    return start, end
+
+
+def _places(text, start, end):
+    """Give what orders rows in their texts; a special token stands behind the row before it."""
+    by_text = np.argsort(text, kind="stable")
+    special = (start >= end)[by_text]
+    # Adding a text's number times more than any place keeps the running maximum in the text.
+    offset = text[by_text] * (int(end.max(initial=0)) + 1)
+    reached = np.maximum.accumulate(offset + np.where(special, 0, end[by_text])) - offset
+    places = np.empty_like(start)
+    places[by_text] = np.where(special, reached, start[by_text])
+    return places
