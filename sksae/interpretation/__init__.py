@@ -1,5 +1,6 @@
-"""Names for concepts: transformers that end a pipeline."""
+"""Names for concepts, and how good they are: transformers that end a pipeline."""
 
+from ._term_labels import TermLabels
 from ._topk_inputs import TopKInputs
 
-__all__ = ["TopKInputs"]
+__all__ = ["TermLabels", "TopKInputs"]
