@@ -31,7 +31,7 @@ class TermLabels(ConceptInterpreter):
         - "log_odds": z-score of the log-odds ratio with an informative Dirichlet prior [1]_,
           activating against non-activating rows;
         - "ctfidf": class-based tf-idf [2]_, the activating rows of each concept as a class.
-    window : int or "text", default=11
+    window : int or "text", default=5
         Words in the document of a row. The words that the row's span touches belong to it;
         if they are fewer, neighbours in the same text are added, as many on either side. 1
         is the row alone, "text" the whole text.
@@ -135,7 +135,7 @@ class TermLabels(ConceptInterpreter):
         n_terms=3,
         *,
         method="log_odds",
-        window=11,
+        window=5,
         stop_words=None,
         min_count=2,
         min_score=0.0,
