@@ -21,7 +21,6 @@ from ._matching import as_label, is_terms, term_scores
 from ._term_labels import TermLabels
 
 _WINDOW = 5
-_THRESHOLD = ("threshold", "score_labels")
 _NUMBERS = ("auroc", "p_value", "coverage", "precision", "recall")
 
 
@@ -141,16 +140,16 @@ def score_labels(
     """
     matrix = check_matrix(codes, "codes", "score_labels")
     window = _checked_window(labels, window)
+    threshold = _checked_threshold(threshold, judge)
     alpha, max_units = check_share(alpha, "alpha", "score_labels"), _checked_size(max_units)
     strings = _checked_strings(codes, units)
     read = {c: as_label(v, c) for c, v in _values(labels, matrix.shape[1]).items()}
     documents = read_documents(codes, strings, units is not None, window)
     named = [label for label in read.values() if label is not None]
     if judge is None:
-        scorers, threshold = _term_scorers(documents, strings, named), np.nextafter(0, 1)
+        scorers = _term_scorers(documents, strings, named)
     else:
         scorers = _judges(judge, documents, named)
-        threshold = threshold if threshold is None else check_number(threshold, *_THRESHOLD)
     draw = _Draw(matrix, max_units, check_random_state(random_state))
     lines = {
         concept: _line(None if label is None else next(scorers), draw(concept), threshold, alpha)
@@ -162,7 +161,7 @@ def score_labels(
 # -- what came in -----------------------------------------------------------------------------
 
 
-def _values(labels, n_concepts) -> dict[int, Any]:
+def _values(labels, n_concepts):
     if isinstance(labels, ConceptInterpreter):
         check_is_fitted(labels)
         if labels.n_features_in_ != n_concepts:
@@ -211,6 +210,17 @@ def _checked_window(labels, window):
     raise ValueError(
         f"window of score_labels must be an int of at least 1, 'text' or None. Got {window!r}."
     )
+
+
+def _checked_threshold(threshold, judge):
+    if judge is None:
+        if threshold is not None:
+            raise ValueError(
+                "threshold of score_labels is for the scores of a judge, but judge is None. Terms "
+                "match where they occur."
+            )
+        return np.nextafter(0, 1)
+    return None if threshold is None else check_number(threshold, "threshold", "score_labels")
 
 
 def _checked_size(max_units):
