@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sksae.activations import ConceptPooler, KeepRows, Rows
 from sksae.activations._rows import rows_frame, rows_of, with_rows
-from sksae.interpretation import TopKInputs
+from sksae.interpretation import TermLabels, TopKInputs
 
 TEXTS = ["red sea", "", "old grey ship"]
 SPANS = [(0, 0, 3), (0, 4, 7), (2, 0, 3), (2, 4, 8), (2, 9, 13)]
@@ -41,6 +41,12 @@ STEPS = {
         lambda: TopKInputs(concepts_indices=[1]),
         lambda: activations("csr"),
         "TopKInputs(concepts_indices=[1])",
+    ),
+    "TermLabels": (lambda: TermLabels(n_terms=2), activations, "TermLabels(n_terms=2)"),
+    "TermLabels, CSR": (
+        lambda: TermLabels(method="ctfidf"),
+        lambda: activations("csr"),
+        "TermLabels(method='ctfidf')",
     ),
     "ConceptPooler": (lambda: ConceptPooler("mean"), activations, "ConceptPooler(pooling='mean')"),
     "ConceptPooler, CSR": (ConceptPooler, lambda: activations("csr"), "ConceptPooler()"),

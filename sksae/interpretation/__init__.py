@@ -1,4 +1,4 @@
-"""Names for concepts: transformers that end a pipeline."""
+"""Names for concepts, and how good they are: transformers that end a pipeline."""
 
 from ._contexts import ActivatingExample
 from ._examples import MaxActivatingExamples
@@ -9,6 +9,9 @@ from ._llm_examples import SamplingMethod
 from ._llm_labels import LLMLabels
 from ._logit_lens import ConceptTokens, LogitLens, TokenLogit
 from ._ngrams import unique_ngrams
+from ._scores import score_labels
+from ._target_association import TargetAssociation
+from ._term_labels import TermLabels
 from ._topk_inputs import TopKInputs
 from ._unit_codes import unit_codes, vocabulary_codes
 
@@ -21,10 +24,13 @@ __all__ = [
     "MaxActivatingExamples",
     "OpenAILLM",
     "SamplingMethod",
+    "TargetAssociation",
+    "TermLabels",
     "TokenLogit",
     "TopKInputs",
     "TransformersLLM",
     "interpret",
+    "score_labels",
     "unique_ngrams",
     "unit_codes",
     "vocabulary_codes",
