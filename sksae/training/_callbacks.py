@@ -39,7 +39,8 @@ class ResampleDead(Callback):
         if not len(dead):
             return
         index = torch.randperm(len(dataset_train), generator=net.generator_)[:_ROWS]
-        u = module.pull_in(dataset_train.take(index) / module.input_scale)
+        u = dataset_train.take(index) / module.input_scale
+        u = u[(module.pull_in(u) == u).all(dim=1)]  # rows of extreme norm would win every draw
         u_hat = module.forward_scaled(u)[2]
         weight = (u - u_hat).square().sum(dim=1).double().cpu().square()
         n_drawn = min(len(dead), int((weight > 0).sum()))  # each row at most once
