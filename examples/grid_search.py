@@ -50,7 +50,9 @@ rates = [3e-3, 1e-2]
 # A search over a pipeline
 # ------------------------
 # The samples of the pipeline are texts, and so any splitter of samples splits by text. The
-# parameters of the SAE have the prefix of its step.
+# parameters of the SAE have the prefix of its step. The default learning rate, ``lr="auto"``,
+# follows from the width and the number of steps; here, where steps are few, it is the larger
+# of the two that are searched.
 
 pipe = Pipeline(
     [

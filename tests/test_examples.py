@@ -26,9 +26,9 @@ def run(tmp_path_factory):
     # Threads that spin while they wait are several times slower on cores that others use too.
     patient = {"OMP_WAIT_POLICY": "PASSIVE"}
 
-    def run(name):
+    def run(name, *arguments):
         done = subprocess.run(
-            [sys.executable, EXAMPLES / name],
+            [sys.executable, EXAMPLES / name, *arguments],
             env={**patient, **os.environ, **small, **quiet},
             cwd=folder,
             capture_output=True,
@@ -93,3 +93,56 @@ def test_text_classification(run):
         *["business", "entertainment", "politics", "sports", "tech"]
     ]
     assert "(dead)" not in listed
+
+
+def scores_after(heading, out):
+    """Read a table of mean scores: one dict for each way to make names."""
+    header, *lines = out.partition(heading)[2].strip().partition("\n\n")[0].splitlines()
+    columns = header.split()
+    cells = [re.fullmatch(r"(\w+(?: \w+)*) +(\d+(?: +\d\.\d+)+)", line) for line in lines]
+    return {cell[1]: dict(zip(columns, map(float, cell[2].split()), strict=True)) for cell in cells}
+
+
+def test_interpretation(run, tmp_path):
+    out, _ = run("interpretation.py", tmp_path / "page.html")
+    strong = scores_after("names on held-out articles, strong activations", out)
+    every = scores_after("names on held-out articles, all activations", out)
+    for table in (strong, every):
+        wrong = table["of another"]
+        assert list(table) == ["tokens", "terms", "alone", "of another"]
+        assert wrong["auroc"] == pytest.approx(0.5, abs=0.02)
+        assert wrong["better"] < 0.25
+        for way in ("tokens", "terms", "alone"):
+            assert table[way]["concepts"] > 240
+            assert table[way]["better"] > 0.7
+            assert table[way]["precision"] > 0.75 > 0.6 > wrong["precision"]
+            assert table[way]["coverage"] > 4 * wrong["coverage"]
+    for way in ("tokens", "terms", "alone"):
+        assert 0.56 < strong[way]["auroc"] < 1
+        assert 0.51 < every[way]["auroc"] < strong[way]["auroc"]
+
+    listed = re.findall(r"^concept \d+, number \d+ of \d+\n((?:  .+\n){3})", out, re.MULTILINE)
+    aurocs = [sum(map(float, re.findall(r"^  \w+ +(\d\.\d\d)", x, re.M))) for x in listed]
+    assert len(aurocs) == 4 and aurocs == sorted(aurocs, reverse=True)
+    assert aurocs[0] > 2.4 > 1.6 > aurocs[-1]
+
+    significant, validated = re.search(r"(\d+) significant on .+\n(\d+) of them", out).groups()
+    assert 5 <= int(validated) <= int(significant)
+    effects = re.findall(r"^  (\d\.\d\d) (\d\.\d\d)   \d+: ", out, re.MULTILINE)
+    assert all(0.2 < float(effect) < 1 for pair in effects for effect in pair)
+    topics = re.findall(r"^(\w+)\n(?:  \d\.\d\d \d\.\d\d   \d+: .+\n)+", out, re.MULTILINE)
+    assert len(topics) >= 4
+    assert set(topics) <= {"business", "entertainment", "politics", "sports", "tech"}
+
+    contexts = out.partition("in context, in held-out articles")[2]
+    blocks = re.findall(r"^\d+: (.+)\n((?:  .+\n)+)", contexts, re.MULTILINE)
+    assert len(blocks) == len(topics)
+    held = 0
+    for name, lines in blocks:
+        top = re.findall(r"^  top +(\d+\.?\d*)  .*\[\[(.+?)\]\]", lines, re.MULTILINE)
+        strengths = [float(strength) for strength, _ in top]
+        assert len(top) == 3 and strengths == sorted(strengths, reverse=True)
+        assert strengths[0] > min(map(float, re.findall(r"^  1/3 +(\S+)", lines, re.MULTILINE)))
+        held += top[0][1][:3].lower() in {unit[:3].lower() for unit in name.split(", ")}
+    assert held >= len(blocks) / 2  # a name from training articles holds on others
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").count("<section>") == len(blocks)
