@@ -6,6 +6,7 @@ import json
 import pickle
 import sys
 import threading
+import traceback
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -152,7 +153,9 @@ def test_an_endpoint_that_stays_down_is_named_with_the_concept(key):
         "about the others."
     )
     assert error.value.labels == {i: f"names like {UNITS[i]}" for i in range(3)}
-    assert KEY not in "".join(map(str, (error.value.__cause__, error.value.__cause__.__cause__)))
+    assert KEY not in "".join(traceback.format_exception(error.value))
+    inner = error.value.__cause__
+    assert inner.__cause__ is None and inner.__context__ is None  # nor in what is not shown
     assert len(server.requests) == 3 + 2
     with serving(first_unit) as server:
         step.set_params(llm=client(server), warm_start=True).fit(CODES, units=UNITS)
@@ -256,6 +259,23 @@ def test_the_key_is_in_no_pickle_and_no_repr(key):
         assert back.llm(CHAT).startswith("names like")
     assert repr(back.llm) == f"OpenAILLM('m', base_url='{server.url}')"
     assert copy.deepcopy(step.llm) is step.llm is clone(step).llm is clone(step.llm)
+
+
+def test_a_key_that_no_header_can_hold_is_not_shown(key, monkeypatch):
+    with serving(first_unit) as server:
+        for around in (f"{KEY}\n", f" {KEY}\r\n"):  # as files of keys end
+            monkeypatch.setenv("SKSAE_TEST_KEY", around)
+            assert client(server)(CHAT).startswith("names like")
+        assert set(server.keys) == {f"Bearer {KEY}"}
+        for wrong in (f"{KEY}\nexport", f"{KEY}…"):
+            monkeypatch.setenv("SKSAE_TEST_KEY", wrong)
+            with pytest.raises(ValueError) as error:
+                client(server)(CHAT)
+            assert str(error.value) == (
+                "The environment variable 'SKSAE_TEST_KEY' holds characters that no key for "
+                "OpenAILLM may have. Copy the key anew, in one line."
+            )
+            assert KEY not in "".join(traceback.format_exception(error.value))
 
 
 def test_the_key_is_read_when_the_model_is_asked(key, monkeypatch):
