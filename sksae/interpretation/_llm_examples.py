@@ -6,6 +6,7 @@ from itertools import islice
 import numpy as np
 from scipy import sparse
 
+from ..activations._pooler import pool_rows
 from ._llm_prompts import example_in_context, plain_example
 
 
@@ -43,6 +44,31 @@ def sample(values, method, k_examples, k_quantile, rng):
         return ranked
     slices = np.split(ranked, size * np.arange(1, k_quantile))
     return np.concatenate([rng.permutation(part)[:drawn] for part in slices])
+
+
+def one_row_per_unit(codes, units, rows):
+    """Merge rows of the same characters, such as the bytes of one emoji, by their maximum.
+
+    Parameters
+    ----------
+    codes : ndarray or CSR matrix of shape (n_rows, n_concepts)
+    units : ndarray of str objects, shape (n_rows,)
+    rows : Rows
+
+    Returns
+    -------
+    codes, units, rows
+        Of the first row of each unit, in the order of the rows.
+    """
+    start, end = _without_space(rows)
+    alone = np.where(start < end, 0, np.arange(len(rows)))  # special tokens, white space
+    keys = np.column_stack([rows.text, start, end, alone])
+    _, first, number = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    if len(first) == len(rows):
+        return codes, units, rows
+    kept = np.sort(first)
+    position = np.searchsorted(kept, first[number.ravel()])
+    return pool_rows(codes, position, len(kept), "max"), units[kept], rows[kept]
 
 
 class Columns:

@@ -16,7 +16,14 @@ from ..activations._rows import resolve_groups, rows_of
 from ._base import ConceptInterpreter
 from ._llm_asking import ask_all
 from ._llm_backends import LLMError
-from ._llm_examples import Columns, Neighbours, SamplingMethod, sample, written
+from ._llm_examples import (
+    Columns,
+    Neighbours,
+    SamplingMethod,
+    one_row_per_unit,
+    sample,
+    written,
+)
 from ._llm_prompts import NO_ANSWER, SYSTEM_PROMPT, clean_label, messages_of, one_line
 
 _SAMPLING = {method.value for method in SamplingMethod} | set(SamplingMethod.__members__)
@@ -101,7 +108,9 @@ class LLMLabels(ConceptInterpreter):
     ``k_context=10`` or "quantile" tells more.
 
     Of equal activations those of the first rows come first. Units that are empty or white
-    space are left out. ``clone`` shares ``llm``.
+    space are left out. Rows of the same characters are one unit with the largest of their
+    activations: byte-level tokenizers cut one emoji into several tokens. ``clone`` shares
+    ``llm``.
 
     The method goes back to Bills et al. [1]_; the examples with their importance and context
     follow Paulo et al. [2]_.
@@ -279,10 +288,14 @@ class LLMLabels(ConceptInterpreter):
         """Give the concepts, those with examples, and the function that writes a question."""
         method = SamplingMethod(self.sampling_method.lower())
         self._check_quantiles(method)
-        units = [one_line(unit) for unit in self._checked_units(X, units)]
-        named = np.array([unit != "" for unit in units], dtype=bool)
-        neighbours = self._neighbours(X, groups, named)
+        rows = rows_of(X) if units is None and groups is None else None
+        units = self._checked_units(X, units)
         codes = validate_data(self, X, accept_sparse="csr", dtype=[np.float64, np.float32])
+        if rows is not None:
+            codes, units, rows = one_row_per_unit(codes, units, rows)
+        units = [one_line(unit) for unit in units]
+        named = np.array([unit != "" for unit in units], dtype=bool)
+        neighbours = self._neighbours(X, rows, groups, named)
         concepts = self._concepts().tolist()
         columns = Columns(codes, named)
         counts = columns.counts()
@@ -302,8 +315,8 @@ class LLMLabels(ConceptInterpreter):
         instructions = SYSTEM_PROMPT if self.system_prompt is None else self.system_prompt
         return messages_of(instructions, examples)
 
-    def _neighbours(self, X, groups, named):
-        rows = rows_of(X) if groups is None else None
+    def _neighbours(self, X, rows, groups, named):
+        rows = rows_of(X) if rows is None and groups is None else rows
         if rows is not None:
             return Neighbours.of_rows(rows, named) if self.k_context else None
         if groups is None and not self.k_context:
