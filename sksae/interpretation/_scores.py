@@ -17,6 +17,7 @@ from ..activations._rows import resolve_units
 from ..metrics._checks import check_matrix, check_number, check_share
 from ._base import ConceptInterpreter
 from ._documents import activating, read_documents
+from ._llm_prompts import NO_ANSWER
 from ._matching import as_label, is_terms, term_scores
 from ._term_labels import TermLabels
 
@@ -186,6 +187,8 @@ def _values(labels, n_concepts):
 
 def _readable(interpreter, found):
     """Give an interpretation as a label: as it is if it can be read, else by its name."""
+    if isinstance(found, str) and found == NO_ANSWER:
+        return None
     if found is None or isinstance(found, str) or is_terms(found):
         return found
     return interpreter._name(found)

@@ -15,7 +15,13 @@ from sklearn.pipeline import Pipeline
 from sksae import Extractor, TopKSAE
 from sksae.activations import Rows
 from sksae.activations._rows import rows_frame, with_rows
-from sksae.interpretation import TargetAssociation, TermLabels, TopKInputs, score_labels
+from sksae.interpretation import (
+    LLMLabels,
+    TargetAssociation,
+    TermLabels,
+    TopKInputs,
+    score_labels,
+)
 from sksae.interpretation._base import ConceptInterpreter
 from sksae.interpretation._documents import find_words
 from sksae.interpretation._scores import auroc_test
@@ -184,6 +190,18 @@ def test_other_interpretations_are_scored_by_their_names():
     scores = score_labels(Sentences().fit(codes[:, :2]), codes[:, :2], units=units)
     assert scores["label"].tolist() == ["about the sea", None]
     assert scores.loc[0, "auroc"] == 1
+
+
+def test_where_a_language_model_said_nothing_there_is_no_label():
+    codes, units = planted()
+    labels = LLMLabels(lambda messages: "answer" if "sea" in str(messages[1:]) else "...")
+    with pytest.warns(UserWarning, match="said nothing usable about"):
+        labels.fit(codes, units=units)
+    unnamed = [c for c, label in labels.interpretations_.items() if label == "(no answer)"]
+    scores = score_labels(labels, codes, units=units)
+    assert unnamed and scores.loc[unnamed, "label"].isna().all()
+    assert "better than chance" not in set(scores.loc[unnamed, "verdict"])
+    assert scores.loc[unnamed, "auroc"].isna().all()
 
 
 # -- units in their texts ---------------------------------------------------------------------
