@@ -4,7 +4,6 @@ from enum import StrEnum
 from itertools import islice
 
 import numpy as np
-from scipy import sparse
 
 from ..activations._pooler import pool_rows
 from ._llm_prompts import example_in_context, plain_example
@@ -69,40 +68,6 @@ def one_row_per_unit(codes, units, rows):
     kept = np.sort(first)
     position = np.searchsorted(kept, first[number.ravel()])
     return pool_rows(codes, position, len(kept), "max"), units[kept], rows[kept]
-
-
-class Columns:
-    """The activations above zero of one concept at a time.
-
-    Parameters
-    ----------
-    codes : ndarray or CSR matrix of shape (n_rows, n_concepts)
-    named : ndarray of bool, shape (n_rows,)
-        Whether a row has a readable string; the others count as not active.
-    """
-
-    def __init__(self, codes, named):
-        self._codes, self._named = codes, named
-        if sparse.issparse(codes):
-            self._codes = sparse.csc_array(codes)
-            self._codes.sum_duplicates()
-
-    def __getitem__(self, concept):
-        """Give the rows in which a concept is active, ascending, and its activations there."""
-        if sparse.issparse(self._codes):
-            part = slice(*self._codes.indptr[concept : concept + 2])
-            rows, values = self._codes.indices[part], self._codes.data[part]
-        else:
-            rows, values = np.arange(len(self._codes)), self._codes[:, concept]
-        active = (values > 0) & self._named[rows]
-        return rows[active], values[active].astype(np.float64)
-
-    def counts(self):
-        """Give the number of rows in which each concept is active."""
-        if not sparse.issparse(self._codes):
-            return np.count_nonzero((self._codes > 0) & self._named[:, None], axis=0)
-        active = (self._codes.data > 0) & self._named[self._codes.indices]
-        return np.diff(np.concatenate([[0], np.cumsum(active)])[self._codes.indptr])
 
 
 def written(rows, values, chosen, units, neighbours, k_context):

@@ -14,16 +14,10 @@ from tqdm.auto import tqdm
 from .._sklearn import Interval, StrOptions, fit_context
 from ..activations._rows import resolve_groups, rows_of
 from ._base import ConceptInterpreter
+from ._columns import Columns
 from ._llm_asking import ask_all
 from ._llm_backends import LLMError
-from ._llm_examples import (
-    Columns,
-    Neighbours,
-    SamplingMethod,
-    one_row_per_unit,
-    sample,
-    written,
-)
+from ._llm_examples import Neighbours, SamplingMethod, one_row_per_unit, sample, written
 from ._llm_prompts import NO_ANSWER, SYSTEM_PROMPT, clean_label, messages_of, one_line
 
 _SAMPLING = {method.value for method in SamplingMethod} | set(SamplingMethod.__members__)
@@ -309,6 +303,7 @@ class LLMLabels(ConceptInterpreter):
 
     def _prompt(self, columns, units, neighbours, method, seed, concept):
         rows, values = columns[concept]
+        values = values.astype(np.float64)
         rng = np.random.default_rng([seed, concept])
         chosen = sample(values, method, self.k_examples, self.k_quantile, rng)
         examples = written(rows, values, chosen, units, neighbours, self.k_context)

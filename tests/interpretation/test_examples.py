@@ -5,13 +5,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
-from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 
 from sksae import TopKSAE, TransformerActivationExtractor
 from sksae.activations import Rows
 from sksae.activations._rows import rows_frame, rows_of, with_rows
-from sksae.interpretation import MaxActivatingExamples, _examples
+from sksae.interpretation import MaxActivatingExamples
 from sksae.interpretation._rendering import pieces
 
 TEXTS = ["the ship sails", "", "a sea, a ship", "rock"]
@@ -220,14 +219,6 @@ def test_a_concept_s_examples_do_not_depend_on_the_other_concepts():
     assert some.interpretations_ == {c: whole[c] for c in (7, 2)}
     assert again == whole
     assert other != whole
-
-
-def test_wide_dense_codes_are_read_in_blocks(monkeypatch):
-    codes = random_codes(many_rows(8))
-    dense = with_rows(codes.toarray(), codes.rows)
-    monkeypatch.setattr(_examples, "_BLOCK_VALUES", len(codes.rows) * 5)
-    step = MaxActivatingExamples(random_state=0)
-    assert step.fit(dense).interpretations_ == clone(step).fit(codes).interpretations_
 
 
 def test_the_order_of_the_rows_does_not_matter():
