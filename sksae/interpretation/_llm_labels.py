@@ -6,13 +6,13 @@ from functools import partial
 from numbers import Integral
 
 import numpy as np
-from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from tqdm.auto import tqdm
 
 from .._sklearn import Interval, StrOptions, fit_context
 from ..activations._rows import resolve_groups, rows_of
+from ..activations._sharing import SharesModel
 from ._base import ConceptInterpreter
 from ._columns import Columns
 from ._llm_asking import ask_all
@@ -26,7 +26,7 @@ _FAILURES_IN_A_ROW = 5
 _LISTED = 20
 
 
-class LLMLabels(ConceptInterpreter):
+class LLMLabels(SharesModel, ConceptInterpreter):
     """Name each concept by asking a language model what its examples have in common.
 
     An example is the string of a row (a token, a word, a sentence) in which the concept is
@@ -134,6 +134,7 @@ class LLMLabels(ConceptInterpreter):
     What is the concept? Give only the label.
     """
 
+    _shared_by_clones = ("llm",)
     _parameter_constraints: dict = {
         "llm": [callable],
         "sampling_method": [StrOptions(_SAMPLING)],
@@ -262,14 +263,6 @@ class LLMLabels(ConceptInterpreter):
 
         lines = [item for item in self.interpretations_.items() if item[1] is not None]
         return pd.DataFrame(lines, columns=["concept", "label"])
-
-    def __sklearn_clone__(self):
-        # A model or a client is no setting that could be copied.
-        without = object.__new__(type(self))
-        without.__dict__.update(self.__dict__, llm=None)
-        copy = BaseEstimator.__sklearn_clone__(without)
-        copy.llm = self.llm
-        return copy
 
     def _name(self, interpretation):
         return interpretation

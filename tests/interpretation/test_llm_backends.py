@@ -454,8 +454,8 @@ def test_models_without_what_it_takes_to_ask(tiny_llama, byte_tokenizer):
     with pytest.raises(ValueError) as error:
         TransformersLLM(nameless)(CHAT)
     assert str(error.value) == (
-        "TransformersLLM got a LlamaForCausalLM that does not tell where its tokenizer is. Pass "
-        "tokenizer=."
+        "tokenizer=None takes the tokenizer of the model's folder, and this LlamaForCausalLM names "
+        "none. Pass tokenizer=."
     )
     with pytest.raises(OSError, match=r"^Cannot load the model '/nowhere'"):
         LLMLabels(TransformersLLM("/nowhere")).fit(CODES, units=UNITS)
