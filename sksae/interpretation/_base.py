@@ -21,6 +21,10 @@ class ConceptInterpreter(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
     def _name(self, interpretation):
         """Give the name, a string, that an interpretation amounts to."""
 
+    def _label(self, interpretation):
+        """Give what the name says, as `score_labels` reads it: a string, or a list of terms."""
+        return self._name(interpretation)
+
     def transform(self, X, *, units=None):
         """Give the codes back unchanged.
 

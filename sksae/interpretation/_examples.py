@@ -296,7 +296,10 @@ class MaxActivatingExamples(ConceptInterpreter):
         return np.concatenate(chosen), quantiles
 
     def _name(self, interpretation):
-        return ", ".join(list(dict.fromkeys(interpretation.top_units()))[:_NAMED_UNITS])
+        return ", ".join(self._label(interpretation))
+
+    def _label(self, interpretation):
+        return list(dict.fromkeys(interpretation.top_units()))[:_NAMED_UNITS]
 
     def _named(self, concepts):
         check_is_fitted(self)

@@ -252,8 +252,11 @@ class LogitLens(SharesModel, ConceptInterpreter):
         return pd.DataFrame(lines, columns=["concept", "effect", "rank", "token", "id", "logit"])
 
     def _name(self, interpretation):
+        return ", ".join(self._label(interpretation))
+
+    def _label(self, interpretation):
         shown = (visible(t.token).strip() for t in interpretation.promoted)
-        return ", ".join(list(dict.fromkeys(shown))[:_NAMED_TOKENS])
+        return list(dict.fromkeys(shown))[:_NAMED_TOKENS]
 
     def _directions(self):
         """Give the dictionary with rows of unit length; rows of zeros stay."""

@@ -185,12 +185,12 @@ def _values(labels, n_concepts):
 
 
 def _readable(interpreter, found):
-    """Give an interpretation as a label: as it is if it can be read, else by its name."""
+    """Give an interpretation as a label: as it is if it can be read, else what it is named by."""
     if isinstance(found, str) and found == NO_ANSWER:
         return None
     if found is None or isinstance(found, str) or is_terms(found):
         return found
-    return interpreter._name(found)
+    return interpreter._label(found)
 
 
 def _checked_window(labels, window):
