@@ -85,11 +85,7 @@ class OpenAILLM(Backend):
         self.max_concurrency = max_concurrency
         self.request_params = request_params
         self._check()
-        if "@" in urlsplit(base_url or "").netloc:
-            raise ValueError(
-                "The 'base_url' parameter of OpenAILLM must hold no user name or password. Put "
-                "the key into an environment variable and name that in api_key_env=."
-            )
+        _check_address(base_url, "'base_url' parameter")
 
     @contextmanager
     def session(self):
@@ -101,6 +97,8 @@ class OpenAILLM(Backend):
             Takes a list of chats, gives the list of their answers.
         """
         key = self._key()
+        if self.base_url is None:
+            _check_address(os.environ.get("OPENAI_BASE_URL"), "environment variable OPENAI_BASE_URL")
         client = _openai().OpenAI(
             api_key=key,
             base_url=self.base_url,
@@ -152,6 +150,15 @@ class OpenAILLM(Backend):
     def __repr__(self):
         where = "" if self.base_url is None else f", base_url={self.base_url!r}"
         return f"OpenAILLM({self.model!r}{where})"
+
+
+def _check_address(address, of):
+    """Refuse an address with a password, which messages would show."""
+    if "@" in urlsplit(address or "").netloc:
+        raise ValueError(
+            f"The {of} of OpenAILLM must hold no user name or password. Put the key into an "
+            "environment variable and name that in api_key_env=."
+        )
 
 
 def _said(error):

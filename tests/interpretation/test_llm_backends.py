@@ -311,13 +311,19 @@ def test_settings_of_an_endpoint_that_are_wrong(parameter, wrong):
         OpenAILLM(**{"model": "m", parameter: wrong})
 
 
-def test_an_address_with_a_password_is_refused():
-    with pytest.raises(ValueError) as error:
-        OpenAILLM("m", base_url="http://me:secret@localhost/v1")
-    assert str(error.value) == (
-        "The 'base_url' parameter of OpenAILLM must hold no user name or password. Put the key "
-        "into an environment variable and name that in api_key_env=."
+def test_an_address_with_a_password_is_refused(key, monkeypatch):
+    address = "http://me:secret@localhost/v1"
+    message = (
+        "The {} of OpenAILLM must hold no user name or password. Put the key into an environment "
+        "variable and name that in api_key_env=."
     )
+    with pytest.raises(ValueError) as error:
+        OpenAILLM("m", base_url=address)
+    assert str(error.value) == message.format("'base_url' parameter")
+    monkeypatch.setenv("OPENAI_BASE_URL", address)
+    with pytest.raises(ValueError) as error:
+        OpenAILLM("m", api_key_env="SKSAE_TEST_KEY")(CHAT)
+    assert str(error.value) == message.format("environment variable OPENAI_BASE_URL")
 
 
 def test_a_missing_client_says_what_to_install(key, monkeypatch):
