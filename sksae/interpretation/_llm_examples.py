@@ -7,6 +7,7 @@ import numpy as np
 
 from ..activations._pooler import pool_rows
 from ._llm_prompts import example_in_context, plain_example
+from ._reading import without_space
 
 
 class SamplingMethod(StrEnum):
@@ -59,7 +60,7 @@ def one_row_per_unit(codes, units, rows):
     codes, units, rows
         Of the first row of each unit, in the order of the rows.
     """
-    start, end = _without_space(rows)
+    start, end = without_space(rows)
     alone = np.where(start < end, 0, np.arange(len(rows)))  # special tokens, white space
     keys = np.column_stack([rows.text, start, end, alone])
     _, first, number = np.unique(keys, axis=0, return_index=True, return_inverse=True)
@@ -144,7 +145,7 @@ class Neighbours:
     @classmethod
     def of_rows(cls, rows, named):
         """Take the rows of a text in the order in which they stand there."""
-        start, end = _without_space(rows)
+        start, end = without_space(rows)
         place = _places(rows.text, start, end)
         order = np.lexsort((place, rows.text))
         before, after = order[:-1], order[1:]
@@ -166,17 +167,6 @@ class Neighbours:
             pieces.append("" if self._glued[other] or not pieces else " ")
             pieces.append(f"<<{unit}>>" if other == row else unit)
         return "".join(pieces)
-
-
-def _without_space(rows):
-    """Give the spans of rows, white space at their ends left out."""
-    start, end = rows.start.copy(), rows.end.copy()
-    if rows.texts is not None:
-        for i, (text, s, e) in enumerate(zip(rows.text, rows.start, rows.end, strict=True)):
-            span = rows.texts[text][s:e]
-            start[i] = e - len(span.lstrip())
-            end[i] = s + len(span.rstrip())
-    return start, end
 
 
 def _places(text, start, end):

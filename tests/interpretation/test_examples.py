@@ -254,6 +254,16 @@ def test_tokens_that_share_characters_are_one_unit(tiny_gpt2, byte_tokenizer):
     assert "".join(p.string for p in pieces(example)).replace("␣", " ") == texts[0]
 
 
+def test_a_space_before_the_first_token_of_an_emoji_is_no_character_of_its_own():
+    # As the tokenizers of GPT-2 and SmolLM cut.
+    rows = Rows([0] * 5, [0, 3, 4, 4, 5], [3, 5, 5, 5, 9], ["the 🌊 sea"])
+    codes = with_rows(np.array([[0.0], [1.0], [4.0], [2.0], [3.0]]), rows)
+    example = top_only(context=1).fit(codes).interpretations_[0][0]
+    assert example.units == ("the", "🌊", "sea")
+    assert (example.activations, example.unit) == ((0.0, 4.0, 3.0), "🌊")
+    assert example.context == "the 🌊 sea"
+
+
 def test_spans_that_overlap_in_part_show_each_character_once():
     rows = Rows([0, 0, 0], [0, 2, 6], [4, 5, 8], ["abcdefgh"])
     example = (
