@@ -98,7 +98,9 @@ class OpenAILLM(Backend):
         """
         key = self._key()
         if self.base_url is None:
-            _check_address(os.environ.get("OPENAI_BASE_URL"), "environment variable OPENAI_BASE_URL")
+            _check_address(
+                os.environ.get("OPENAI_BASE_URL"), "environment variable OPENAI_BASE_URL"
+            )
         client = _openai().OpenAI(
             api_key=key,
             base_url=self.base_url,
