@@ -10,7 +10,7 @@ from . import _loading as loading
 
 
 class SharesModel(BaseEstimator):
-    """Base class of estimators whose clones share a model and its tokenizer."""
+    """Base class of estimators whose clones share what ``_shared_by_clones`` names."""
 
     _shared_by_clones: tuple[str, ...] = ("model", "tokenizer")
 

@@ -21,6 +21,10 @@ class ConceptInterpreter(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
     def _name(self, interpretation):
         """Give the name, a string, that an interpretation amounts to."""
 
+    def _label(self, interpretation):
+        """Give what the name says, as `score_labels` reads it: a string, or a list of terms."""
+        return self._name(interpretation)
+
     def transform(self, X, *, units=None):
         """Give the codes back unchanged.
 
@@ -113,14 +117,7 @@ class ConceptInterpreter(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
         return f"{index}: {'(dead)' if found is None else self._name(found)}"
 
     def _checked_units(self, X, units):
-        units = resolve_units(X, units, type(self).__name__)
-        wrong = next((unit for unit in units if not isinstance(unit, str)), None)
-        if wrong is not None:
-            raise TypeError(
-                f"The 'units' of {type(self).__name__} must be strings, one per row. "
-                f"Got {wrong!r} of type {type(wrong).__name__}."
-            )
-        return units
+        return checked_units(X, units, type(self).__name__)
 
     def _concepts(self):
         if isinstance(self.concepts_indices, str):
@@ -136,3 +133,15 @@ class ConceptInterpreter(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
                 f"Got {self.concepts_indices!r} instead."
             )
         return np.asarray(list(dict.fromkeys(indices.ravel().tolist())))
+
+
+def checked_units(X, units, owner):
+    """Give the string of each row from ``units`` or the rows of ``X``; refuse what is no str."""
+    units = resolve_units(X, units, owner)
+    wrong = next((unit for unit in units if not isinstance(unit, str)), None)
+    if wrong is not None:
+        raise TypeError(
+            f"The 'units' of {owner} must be strings, one per row. "
+            f"Got {wrong!r} of type {type(wrong).__name__}."
+        )
+    return units

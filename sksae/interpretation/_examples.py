@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from numbers import Integral
 
 import numpy as np
-from scipy import sparse
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .._sklearn import Interval, StrOptions, fit_context
 from ..activations._rows import resolve_groups, rows_of
 from ._base import ConceptInterpreter
+from ._columns import Columns
 from ._contexts import ConceptExamples
 from ._reading import Reading
 from ._rendering import html_fragment, html_page, plain_text
 
-_BLOCK_VALUES = 2**24
 _NAMED_UNITS = 3
 
 
@@ -168,7 +166,11 @@ class MaxActivatingExamples(ConceptInterpreter):
         concepts = self._concepts()
         seed = check_random_state(self.random_state).randint(2**31 - 1)
         self.interpretations_ = dict.fromkeys(concepts.tolist())
-        for concept, rows, values in _columns(codes, concepts):
+        columns = Columns(codes)
+        for concept in concepts.tolist():
+            rows, values = columns[concept]
+            if not len(rows):
+                continue
             active, values = _by_position(reading.position[rows], values)
             rng = np.random.default_rng([seed, concept])
             chosen, quantiles = self._choose(values, reading.text[active], rng)
@@ -294,7 +296,10 @@ class MaxActivatingExamples(ConceptInterpreter):
         return np.concatenate(chosen), quantiles
 
     def _name(self, interpretation):
-        return ", ".join(list(dict.fromkeys(interpretation.top_units()))[:_NAMED_UNITS])
+        return ", ".join(self._label(interpretation))
+
+    def _label(self, interpretation):
+        return list(dict.fromkeys(interpretation.top_units()))[:_NAMED_UNITS]
 
     def _named(self, concepts):
         check_is_fitted(self)
@@ -308,28 +313,6 @@ class MaxActivatingExamples(ConceptInterpreter):
                 "Choose from interpretations_, or fit with concepts_indices='all'."
             )
         return [(self._feature_name(c), self.interpretations_[c]) for c in concepts]
-
-
-def _columns(codes, concepts) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Go through the columns that are above 0 somewhere: concept, rows and values there."""
-    if sparse.issparse(codes):
-        some = len(concepts) < codes.shape[1]
-        yield from _sparse_columns(codes[:, concepts].tocsc() if some else codes.tocsc(), concepts)
-        return
-    width = max(1, _BLOCK_VALUES // codes.shape[0])
-    for at in range(0, len(concepts), width):
-        chosen = concepts[at : at + width]
-        yield from _sparse_columns(sparse.csc_array(np.asarray(codes)[:, chosen]), chosen)
-
-
-def _sparse_columns(columns, concepts):
-    columns.sum_duplicates()
-    for at, concept in enumerate(concepts.tolist()):
-        here = slice(columns.indptr[at], columns.indptr[at + 1])
-        values = columns.data[here]
-        above = values > 0
-        if above.any():
-            yield concept, columns.indices[here][above], values[above]
 
 
 def _by_position(position, values):

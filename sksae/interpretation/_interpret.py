@@ -10,6 +10,7 @@ from sklearn.base import clone
 
 from ..activations._rows import resolve_units, rows_of, with_rows
 from ..metrics._checks import check_matrix
+from ._logit_lens import LogitLens
 from ._ngrams import unique_ngrams
 from ._parts import Parts
 from ._topk_inputs import TopKInputs
@@ -48,7 +49,8 @@ def interpret(
         Texts need a pipeline with an extractor.
     interpretation_method : class or estimator, default=TopKInputs
         A class of `sksae.interpretation`, which is called with ``kwargs``, or an instance,
-        which is cloned and given ``kwargs`` as parameters.
+        which is cloned and given ``kwargs`` as parameters. A `LogitLens` without components
+        reads those of the SAE, if no step stands between extractor and SAE.
     concepts_indices : "all", int or array-like of int, default="all"
         Concepts to interpret. With an instance, "all" leaves it what it has.
     inputs : sequence of str, default=None
@@ -106,6 +108,8 @@ def interpret(
     """
     method = _method(interpretation_method, concepts_indices, kwargs)
     parts = Parts.of(pipe_or_sae, "interpret")
+    if isinstance(method, LogitLens) and "components" not in kwargs:
+        _give_dictionary(method, interpretation_method, parts)
     alone = _run_alone(use_vocab, use_unique_words)
     if alone:
         given = {
@@ -144,6 +148,14 @@ def _method(method, concepts_indices, kwargs):
     if not (isinstance(concepts_indices, str) and concepts_indices == "all"):
         kwargs = {**kwargs, "concepts_indices": concepts_indices}
     return clone(method).set_params(**kwargs)
+
+
+def _give_dictionary(lens, given, parts):
+    """Let a lens without a dictionary, or with the SAE itself, read the rows of the SAE."""
+    # The clone of a lens has an SAE that is not fitted.
+    is_of_sae = getattr(given, "components", None) is parts.sae
+    if is_of_sae or lens.components is None and not parts.between:
+        lens.set_params(components=parts.sae.components_)
 
 
 def _run_alone(use_vocab, use_unique_words) -> str:

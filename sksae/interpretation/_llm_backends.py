@@ -177,17 +177,9 @@ class TransformersLLM(Backend):
         return loading.load_model(self.model, *params, "AutoModelForCausalLM")
 
     def _loaded_tokenizer(self):
-        tokenizer = self.tokenizer
-        if tokenizer is None:
-            name = self.model if loading.is_name(self.model) else loading.name_inside(self.model)
-            if not name:
-                raise ValueError(
-                    f"TransformersLLM got a {type(self.model).__name__} that does not tell where "
-                    "its tokenizer is. Pass tokenizer=."
-                )
-            tokenizer = name
-        if loading.is_name(tokenizer):
-            tokenizer = loading.load_tokenizer(tokenizer, self.revision, self.tokenizer_params)
+        tokenizer = loading.find_tokenizer(
+            self.tokenizer, self.model, self.revision, self.tokenizer_params
+        )
         if not getattr(tokenizer, "chat_template", None):
             raise ValueError(
                 f"{type(tokenizer).__name__} has no chat template, through which TransformersLLM "

@@ -85,11 +85,7 @@ class OpenAILLM(Backend):
         self.max_concurrency = max_concurrency
         self.request_params = request_params
         self._check()
-        if "@" in urlsplit(base_url or "").netloc:
-            raise ValueError(
-                "The 'base_url' parameter of OpenAILLM must hold no user name or password. Put "
-                "the key into an environment variable and name that in api_key_env=."
-            )
+        _check_address(base_url, "'base_url' parameter")
 
     @contextmanager
     def session(self):
@@ -101,6 +97,10 @@ class OpenAILLM(Backend):
             Takes a list of chats, gives the list of their answers.
         """
         key = self._key()
+        if self.base_url is None:
+            _check_address(
+                os.environ.get("OPENAI_BASE_URL"), "environment variable OPENAI_BASE_URL"
+            )
         client = _openai().OpenAI(
             api_key=key,
             base_url=self.base_url,
@@ -113,32 +113,38 @@ class OpenAILLM(Backend):
     def _key(self):
         if self.api_key_env is None:
             return "no-key-is-needed"  # the client insists on one
-        key = os.environ.get(self.api_key_env)
+        key = os.environ.get(self.api_key_env, "").strip()  # files of keys end in a new line
         if not key:
             raise ValueError(
                 f"The environment variable {self.api_key_env!r} holds no key for OpenAILLM. Set "
                 "it, name another one in api_key_env=, or pass api_key_env=None for a server that "
                 "wants no key."
             )
+        if not (key.isascii() and key.isprintable()):
+            raise ValueError(
+                f"The environment variable {self.api_key_env!r} holds characters that no key for "
+                "OpenAILLM may have. Copy the key anew, in one line."
+            )
         return key
 
     def _answer(self, client, key, messages):
         request = {**(self.request_params or {}), "model": self.model, "messages": messages}
+        # Raised behind the except clauses: what the client raises may hold the key, or what an
+        # endpoint sent it back in, and would stay in the chain.
         try:
             completion = client.chat.completions.create(**request)
         except (_openai().OpenAIError, ValueError) as exc:  # ValueError: an answer that is no JSON
-            reason = _shown(str(exc), key) or type(exc).__name__
-            raise LLMError(
-                f"{self._endpoint(client)} gave no answer (max_retries={self.max_retries}): "
-                f"{reason}"
-            ) from (None if key in str(exc) else exc)
-        try:
-            return _content(completion)
-        except (AttributeError, IndexError, TypeError) as exc:
-            raise LLMError(
-                f"{self._endpoint(client)} answered with something else than a chat completion "
-                f"with a message: {_shown(repr(completion), key)}"
-            ) from exc
+            reason = _shown(_said(exc), key)
+            failure = f"gave no answer (max_retries={self.max_retries}): {reason}"
+        else:
+            try:
+                return _content(completion)
+            except (AttributeError, IndexError, TypeError):
+                failure = (
+                    "answered with something else than a chat completion with a message: "
+                    f"{_shown(repr(completion), key)}"
+                )
+        raise LLMError(f"{self._endpoint(client)} {failure}")
 
     def _endpoint(self, client):
         return f"The model {self.model!r} at {client.base_url}"
@@ -146,6 +152,23 @@ class OpenAILLM(Backend):
     def __repr__(self):
         where = "" if self.base_url is None else f", base_url={self.base_url!r}"
         return f"OpenAILLM({self.model!r}{where})"
+
+
+def _check_address(address, of):
+    """Refuse an address with a password, which messages would show."""
+    if "@" in urlsplit(address or "").netloc:
+        raise ValueError(
+            f"The {of} of OpenAILLM must hold no user name or password. Put the key into an "
+            "environment variable and name that in api_key_env=."
+        )
+
+
+def _said(error):
+    """Give what an error says; of a lost connection also why it was lost."""
+    said = str(error) or type(error).__name__
+    lost = isinstance(error, _openai().APIConnectionError) and error.__cause__ is not None
+    behind = str(error.__cause__) if lost else ""
+    return f"{said} {behind}" if behind and behind not in said else said
 
 
 def _shown(text, key):

@@ -4,9 +4,10 @@ from enum import StrEnum
 from itertools import islice
 
 import numpy as np
-from scipy import sparse
 
+from ..activations._pooler import pool_rows
 from ._llm_prompts import example_in_context, plain_example
+from ._reading import without_space
 
 
 class SamplingMethod(StrEnum):
@@ -45,38 +46,29 @@ def sample(values, method, k_examples, k_quantile, rng):
     return np.concatenate([rng.permutation(part)[:drawn] for part in slices])
 
 
-class Columns:
-    """The activations above zero of one concept at a time.
+def one_row_per_unit(codes, units, rows):
+    """Merge rows of the same characters, such as the bytes of one emoji, by their maximum.
 
     Parameters
     ----------
     codes : ndarray or CSR matrix of shape (n_rows, n_concepts)
-    named : ndarray of bool, shape (n_rows,)
-        Whether a row has a readable string; the others count as not active.
+    units : ndarray of str objects, shape (n_rows,)
+    rows : Rows
+
+    Returns
+    -------
+    codes, units, rows
+        Of the first row of each unit, in the order of the rows.
     """
-
-    def __init__(self, codes, named):
-        self._codes, self._named = codes, named
-        if sparse.issparse(codes):
-            self._codes = sparse.csc_array(codes)
-            self._codes.sum_duplicates()
-
-    def __getitem__(self, concept):
-        """Give the rows in which a concept is active, ascending, and its activations there."""
-        if sparse.issparse(self._codes):
-            part = slice(*self._codes.indptr[concept : concept + 2])
-            rows, values = self._codes.indices[part], self._codes.data[part]
-        else:
-            rows, values = np.arange(len(self._codes)), self._codes[:, concept]
-        active = (values > 0) & self._named[rows]
-        return rows[active], values[active].astype(np.float64)
-
-    def counts(self):
-        """Give the number of rows in which each concept is active."""
-        if not sparse.issparse(self._codes):
-            return np.count_nonzero((self._codes > 0) & self._named[:, None], axis=0)
-        active = (self._codes.data > 0) & self._named[self._codes.indices]
-        return np.diff(np.concatenate([[0], np.cumsum(active)])[self._codes.indptr])
+    start, end = without_space(rows)
+    alone = np.where(start < end, 0, np.arange(len(rows)))  # special tokens, white space
+    keys = np.column_stack([rows.text, start, end, alone])
+    _, first, number = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    if len(first) == len(rows):
+        return codes, units, rows
+    kept = np.sort(first)
+    position = np.searchsorted(kept, first[number.ravel()])
+    return pool_rows(codes, position, len(kept), "max"), units[kept], rows[kept]
 
 
 def written(rows, values, chosen, units, neighbours, k_context):
@@ -153,7 +145,7 @@ class Neighbours:
     @classmethod
     def of_rows(cls, rows, named):
         """Take the rows of a text in the order in which they stand there."""
-        start, end = _without_space(rows)
+        start, end = without_space(rows)
         place = _places(rows.text, start, end)
         order = np.lexsort((place, rows.text))
         before, after = order[:-1], order[1:]
@@ -175,17 +167,6 @@ class Neighbours:
             pieces.append("" if self._glued[other] or not pieces else " ")
             pieces.append(f"<<{unit}>>" if other == row else unit)
         return "".join(pieces)
-
-
-def _without_space(rows):
-    """Give the spans of rows, white space at their ends left out."""
-    start, end = rows.start.copy(), rows.end.copy()
-    if rows.texts is not None:
-        for i, (text, s, e) in enumerate(zip(rows.text, rows.start, rows.end, strict=True)):
-            span = rows.texts[text][s:e]
-            start[i] = e - len(span.lstrip())
-            end[i] = s + len(span.rstrip())
-    return start, end
 
 
 def _places(text, start, end):

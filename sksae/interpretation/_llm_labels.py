@@ -6,17 +6,18 @@ from functools import partial
 from numbers import Integral
 
 import numpy as np
-from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from tqdm.auto import tqdm
 
 from .._sklearn import Interval, StrOptions, fit_context
 from ..activations._rows import resolve_groups, rows_of
+from ..activations._sharing import SharesModel
 from ._base import ConceptInterpreter
+from ._columns import Columns
 from ._llm_asking import ask_all
 from ._llm_backends import LLMError
-from ._llm_examples import Columns, Neighbours, SamplingMethod, sample, written
+from ._llm_examples import Neighbours, SamplingMethod, one_row_per_unit, sample, written
 from ._llm_prompts import NO_ANSWER, SYSTEM_PROMPT, clean_label, messages_of, one_line
 
 _SAMPLING = {method.value for method in SamplingMethod} | set(SamplingMethod.__members__)
@@ -25,7 +26,7 @@ _FAILURES_IN_A_ROW = 5
 _LISTED = 20
 
 
-class LLMLabels(ConceptInterpreter):
+class LLMLabels(SharesModel, ConceptInterpreter):
     """Name each concept by asking a language model what its examples have in common.
 
     An example is the string of a row (a token, a word, a sentence) in which the concept is
@@ -101,7 +102,9 @@ class LLMLabels(ConceptInterpreter):
     ``k_context=10`` or "quantile" tells more.
 
     Of equal activations those of the first rows come first. Units that are empty or white
-    space are left out. ``clone`` shares ``llm``.
+    space are left out. Rows of the same characters are one unit with the largest of their
+    activations: byte-level tokenizers cut one emoji into several tokens. ``clone`` shares
+    ``llm``.
 
     The method goes back to Bills et al. [1]_; the examples with their importance and context
     follow Paulo et al. [2]_.
@@ -131,6 +134,7 @@ class LLMLabels(ConceptInterpreter):
     What is the concept? Give only the label.
     """
 
+    _shared_by_clones = ("llm",)
     _parameter_constraints: dict = {
         "llm": [callable],
         "sampling_method": [StrOptions(_SAMPLING)],
@@ -260,14 +264,6 @@ class LLMLabels(ConceptInterpreter):
         lines = [item for item in self.interpretations_.items() if item[1] is not None]
         return pd.DataFrame(lines, columns=["concept", "label"])
 
-    def __sklearn_clone__(self):
-        # A model or a client is no setting that could be copied.
-        without = object.__new__(type(self))
-        without.__dict__.update(self.__dict__, llm=None)
-        copy = BaseEstimator.__sklearn_clone__(without)
-        copy.llm = self.llm
-        return copy
-
     def _name(self, interpretation):
         return interpretation
 
@@ -279,10 +275,14 @@ class LLMLabels(ConceptInterpreter):
         """Give the concepts, those with examples, and the function that writes a question."""
         method = SamplingMethod(self.sampling_method.lower())
         self._check_quantiles(method)
-        units = [one_line(unit) for unit in self._checked_units(X, units)]
-        named = np.array([unit != "" for unit in units], dtype=bool)
-        neighbours = self._neighbours(X, groups, named)
+        rows = rows_of(X) if units is None and groups is None else None
+        units = self._checked_units(X, units)
         codes = validate_data(self, X, accept_sparse="csr", dtype=[np.float64, np.float32])
+        if rows is not None:
+            codes, units, rows = one_row_per_unit(codes, units, rows)
+        units = [one_line(unit) for unit in units]
+        named = np.array([unit != "" for unit in units], dtype=bool)
+        neighbours = self._neighbours(X, rows, groups, named)
         concepts = self._concepts().tolist()
         columns = Columns(codes, named)
         counts = columns.counts()
@@ -296,14 +296,15 @@ class LLMLabels(ConceptInterpreter):
 
     def _prompt(self, columns, units, neighbours, method, seed, concept):
         rows, values = columns[concept]
+        values = values.astype(np.float64)
         rng = np.random.default_rng([seed, concept])
         chosen = sample(values, method, self.k_examples, self.k_quantile, rng)
         examples = written(rows, values, chosen, units, neighbours, self.k_context)
         instructions = SYSTEM_PROMPT if self.system_prompt is None else self.system_prompt
         return messages_of(instructions, examples)
 
-    def _neighbours(self, X, groups, named):
-        rows = rows_of(X) if groups is None else None
+    def _neighbours(self, X, rows, groups, named):
+        rows = rows_of(X) if rows is None and groups is None else rows
         if rows is not None:
             return Neighbours.of_rows(rows, named) if self.k_context else None
         if groups is None and not self.k_context:

@@ -71,8 +71,8 @@ class LogitLens(SharesModel, ConceptInterpreter):
     with the unembedding ``W_U`` and the final norm's gains ``g``; ``c`` takes the mean off
     where the final norm does (LayerNorm; not RMSNorm). Biases are left out, and so is the
     division by the hidden state's size, which is positive and the same for all tokens. A
-    logit is thus what a code of 1 adds, in a hidden state of root mean square (for
-    LayerNorm, standard deviation) 1.
+    logit is thus what a code of 1 adds (of the rows of an SAE, whose length is 1), in a
+    hidden state of root mean square (for LayerNorm, standard deviation) 1.
 
     The dictionary alone decides; codes pass through unchanged, and tell dead concepts.
 
@@ -252,8 +252,11 @@ class LogitLens(SharesModel, ConceptInterpreter):
         return pd.DataFrame(lines, columns=["concept", "effect", "rank", "token", "id", "logit"])
 
     def _name(self, interpretation):
+        return ", ".join(self._label(interpretation))
+
+    def _label(self, interpretation):
         shown = (visible(t.token).strip() for t in interpretation.promoted)
-        return ", ".join(list(dict.fromkeys(shown))[:_NAMED_TOKENS])
+        return list(dict.fromkeys(shown))[:_NAMED_TOKENS]
 
     def _directions(self):
         """Give the dictionary with rows of unit length; rows of zeros stay."""

@@ -27,7 +27,8 @@ class Excerpt(NamedTuple):
 class Reading:
     """The units of all texts, each with a position that counts on in reading order.
 
-    Rows of the same characters, such as the tokens of one emoji, are one unit.
+    Rows of the same characters but for white space around, such as the tokens of one emoji,
+    are one unit.
 
     Parameters
     ----------
@@ -120,9 +121,26 @@ def _reading_order(rows: Rows) -> np.ndarray:
 def _differs(rows: Rows) -> np.ndarray:
     """Tell which rows stand for other characters than the row before."""
     new = np.ones(len(rows), dtype=bool)
-    moved = [np.diff(of) != 0 for of in (rows.text, rows.start, rows.end)]
+    start, end = without_space(rows)
+    blank = start >= end
+    start, end = np.where(blank, rows.start, start), np.where(blank, rows.end, end)
+    moved = [np.diff(of) != 0 for of in (rows.text, start, end)]
     new[1:] = np.any(moved, axis=0) | (rows.end[1:] == rows.start[1:])
     return new
+
+
+def without_space(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """Give the spans of rows, white space at their ends left out.
+
+    Of white space alone, and of special tokens, the start is not before the end.
+    """
+    start, end = rows.start.copy(), rows.end.copy()
+    if rows.texts is not None:
+        for i, (text, s, e) in enumerate(zip(rows.text, rows.start, rows.end, strict=True)):
+            span = rows.texts[text][s:e]
+            start[i] = e - len(span.lstrip())
+            end[i] = s + len(span.rstrip())
+    return start, end
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:

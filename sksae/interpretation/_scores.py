@@ -8,15 +8,15 @@ from numbers import Integral
 from typing import Any
 
 import numpy as np
-from scipy import sparse
 from scipy.special import ndtr
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from ..activations._rows import resolve_units
 from ..metrics._checks import check_matrix, check_number, check_share
-from ._base import ConceptInterpreter
-from ._documents import activating, read_documents
+from ._base import ConceptInterpreter, checked_units
+from ._columns import Columns
+from ._documents import read_documents
+from ._llm_prompts import NO_ANSWER
 from ._matching import as_label, is_terms, term_scores
 from ._term_labels import TermLabels
 
@@ -142,7 +142,7 @@ def score_labels(
     window = _checked_window(labels, window)
     threshold = _checked_threshold(threshold, judge)
     alpha, max_units = check_share(alpha, "alpha", "score_labels"), _checked_size(max_units)
-    strings = _checked_strings(codes, units)
+    strings = checked_units(codes, units, "score_labels")
     read = {c: as_label(v, c) for c, v in _values(labels, matrix.shape[1]).items()}
     documents = read_documents(codes, strings, units is not None, window)
     named = [label for label in read.values() if label is not None]
@@ -185,21 +185,12 @@ def _values(labels, n_concepts):
 
 
 def _readable(interpreter, found):
-    """Give an interpretation as a label: as it is if it can be read, else by its name."""
+    """Give an interpretation as a label: as it is if it can be read, else what it is named by."""
+    if isinstance(found, str) and found == NO_ANSWER:
+        return None
     if found is None or isinstance(found, str) or is_terms(found):
         return found
-    return interpreter._name(found)
-
-
-def _checked_strings(codes, units):
-    strings = resolve_units(codes, units, "score_labels")
-    wrong = next((unit for unit in strings if not isinstance(unit, str)), None)
-    if wrong is not None:
-        raise TypeError(
-            "The 'units' of score_labels must be strings, one per row. "
-            f"Got {wrong!r} of type {type(wrong).__name__}."
-        )
-    return strings
+    return interpreter._label(found)
 
 
 def _checked_window(labels, window):
@@ -238,8 +229,7 @@ class _Draw:
     """Draws units of a concept, the same for a concept whatever the others are."""
 
     def __init__(self, codes, max_units, rng):
-        self.active = sparse.csc_array(activating(codes))
-        self.codes = sparse.csc_array(codes) if sparse.issparse(codes) else codes
+        self.columns = Columns(codes)
         self.limit = codes.shape[0] if max_units is None else max_units
         self.order = rng.permutation(codes.shape[0])
         self.rank = np.argsort(self.order)
@@ -247,21 +237,14 @@ class _Draw:
 
     def __call__(self, concept):
         """Give activating rows with their codes, and other rows, in random order."""
-        rows = self.active.indices[slice(*self.active.indptr[concept : concept + 2])]
-        rows = rows[np.argsort(self.rank[rows])]
+        rows, values = self.columns[concept]
+        order = np.argsort(self.rank[rows])
+        rows, values = rows[order], values[order]
         first = self.order[: self.limit + len(rows)]
         self.taken[rows] = True
         others = first[~self.taken[first]][: self.limit]
         self.taken[rows] = False
-        rows = rows[: self.limit]
-        return rows, self._codes_of(rows, concept), others
-
-    def _codes_of(self, rows, concept):
-        if not sparse.issparse(self.codes):
-            return self.codes[rows, concept]
-        column = slice(*self.codes.indptr[concept : concept + 2])
-        at = np.searchsorted(self.codes.indices[column], rows)
-        return self.codes.data[column][at]
+        return rows[: self.limit], values[: self.limit], others
 
 
 def _term_scorers(documents, strings, labels) -> Iterator[Callable]:

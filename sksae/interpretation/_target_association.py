@@ -97,8 +97,8 @@ class TargetAssociation(SelectorMixin, BaseEstimator):
     :math:`d` and p-value 0.
 
     A concept is validated if it is significant, if on the held-out samples its effect has the
-    same sign (for several classes: the same class has the largest mean), and if its p-value
-    there, corrected for the number of significant concepts, is at most ``alpha``.
+    same sign (for several classes: the class means there and before correlate above 0), and if
+    its p-value there, corrected for the number of significant concepts, is at most ``alpha``.
 
     CSR input is not made dense, and CSR comes out. Codes are skewed and mostly zero; the tests
     hold for them in samples of some hundred, and are cautious about concepts that activate in

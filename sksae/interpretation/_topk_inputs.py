@@ -9,6 +9,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from .._sklearn import Interval, StrOptions, fit_context
 from ..activations._pooler import pool_rows
 from ._base import ConceptInterpreter
+from ._columns import Columns
 
 _BLOCK_VALUES = 2**24
 
@@ -198,10 +199,7 @@ def _ranked(concept, unit, activation, k):
 
 def _first_rows(codes, concepts, row_ids, position, number, activation):
     """Give for each listed unit the first row in which it has the activation listed."""
-    if sparse.issparse(codes):
-        codes = codes.copy() if not codes.has_canonical_format else codes
-        codes.sum_duplicates()
-        codes = codes.tocsc()
+    columns = Columns(codes)
     # Of the concept at hand: activation and row of each unit that is listed.
     wanted = np.full(row_ids.max(initial=-1) + 1, np.nan)
     first = np.zeros(len(wanted), dtype=np.int64)
@@ -210,19 +208,12 @@ def _first_rows(codes, concepts, row_ids, position, number, activation):
     for concept, at, stop in zip(concepts, bounds[:-1], bounds[1:], strict=True):
         units = number[at:stop]
         wanted[units] = activation[at:stop]
-        entries, values = _column(codes, concept)
+        entries, values = columns.stored(concept)
         hits = entries[values == wanted[row_ids[entries]]][::-1]
         first[row_ids[hits]] = hits  # of several rows the last one written stays
         rows[at:stop] = first[units]
         wanted[units] = np.nan
     return rows
-
-
-def _column(codes, concept):
-    if not sparse.issparse(codes):
-        return np.arange(codes.shape[0]), codes[:, concept]
-    part = slice(codes.indptr[concept], codes.indptr[concept + 1])
-    return codes.indices[part], codes.data[part]
 
 
 def _interpretations(concepts, position, shown, activation):

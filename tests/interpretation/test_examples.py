@@ -5,13 +5,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
-from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 
 from sksae import TopKSAE, TransformerActivationExtractor
 from sksae.activations import Rows
 from sksae.activations._rows import rows_frame, rows_of, with_rows
-from sksae.interpretation import MaxActivatingExamples, _examples
+from sksae.interpretation import MaxActivatingExamples
 from sksae.interpretation._rendering import pieces
 
 TEXTS = ["the ship sails", "", "a sea, a ship", "rock"]
@@ -222,14 +221,6 @@ def test_a_concept_s_examples_do_not_depend_on_the_other_concepts():
     assert other != whole
 
 
-def test_wide_dense_codes_are_read_in_blocks(monkeypatch):
-    codes = random_codes(many_rows(8))
-    dense = with_rows(codes.toarray(), codes.rows)
-    monkeypatch.setattr(_examples, "_BLOCK_VALUES", len(codes.rows) * 5)
-    step = MaxActivatingExamples(random_state=0)
-    assert step.fit(dense).interpretations_ == clone(step).fit(codes).interpretations_
-
-
 def test_the_order_of_the_rows_does_not_matter():
     codes = random_codes(many_rows(8))
     shuffled = codes[np.random.default_rng(0).permutation(codes.shape[0])]
@@ -261,6 +252,16 @@ def test_tokens_that_share_characters_are_one_unit(tiny_gpt2, byte_tokenizer):
     assert example.units.count("😀") == 1
     assert example.activations[example.units.index("😀")] == last_of_emoji + 1
     assert "".join(p.string for p in pieces(example)).replace("␣", " ") == texts[0]
+
+
+def test_a_space_before_the_first_token_of_an_emoji_is_no_character_of_its_own():
+    # As the tokenizers of GPT-2 and SmolLM cut.
+    rows = Rows([0] * 5, [0, 3, 4, 4, 5], [3, 5, 5, 5, 9], ["the 🌊 sea"])
+    codes = with_rows(np.array([[0.0], [1.0], [4.0], [2.0], [3.0]]), rows)
+    example = top_only(context=1).fit(codes).interpretations_[0][0]
+    assert example.units == ("the", "🌊", "sea")
+    assert (example.activations, example.unit) == ((0.0, 4.0, 3.0), "🌊")
+    assert example.context == "the 🌊 sea"
 
 
 def test_spans_that_overlap_in_part_show_each_character_once():

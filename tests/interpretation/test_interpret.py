@@ -6,12 +6,18 @@ import pytest
 import torch
 from scipy import sparse
 from sklearn.base import BaseEstimator, clone
-from sklearn.pipeline import Pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-from sksae import KeepRows, TopKInputs, TopKSAE
+from sksae import KeepRows, TopKInputs, TopKSAE, TransformerActivationExtractor
 from sksae.activations._rows import rows_of
-from sksae.interpretation import interpret, unique_ngrams, unit_codes, vocabulary_codes
+from sksae.interpretation import (
+    LogitLens,
+    interpret,
+    unique_ngrams,
+    unit_codes,
+    vocabulary_codes,
+)
 
 GRANULARITIES = ("token", "all_tokens", "word", "sentence", "sample", "cls")
 
@@ -89,6 +95,25 @@ def test_an_sae_alone_takes_activations_and_codes(bert_pipe, texts):
     units = [f"u{i}" for i in range(codes.shape[0])]
     named = interpret(sae, concepts_activations=codes, units=units)
     assert named == TopKInputs().fit(codes, units=units).interpretations_
+
+
+def test_a_lens_reads_the_dictionary_of_the_sae(tiny_llama, byte_tokenizer, texts):
+    acts = TransformerActivationExtractor(tiny_llama, "layers.0", tokenizer=byte_tokenizer)
+    sae = TopKSAE(12, top_k=2, nb_epochs=1, device="cpu", random_state=0)
+    pipe, lens = make_pipeline(acts, sae).fit(texts), LogitLens(tiny_llama, sae.components_, k=2)
+    lens.set_params(tokenizer=byte_tokenizer)
+    expected = clone(lens).fit(pipe.transform(texts)).interpretations_
+    assert any(found is not None for found in expected.values())
+    assert interpret(pipe, lens.set_params(components=None), inputs=texts) == expected
+    assert interpret(pipe, lens.set_params(components=sae), inputs=texts) == expected
+    params = {"model": tiny_llama, "tokenizer": byte_tokenizer, "k": 2}
+    assert interpret(pipe, LogitLens, inputs=texts, **params) == expected
+    scaled = make_pipeline(acts, KeepRows(StandardScaler()), clone(sae)).fit(texts)
+    with pytest.raises(ValueError, match="^LogitLens needs a dictionary. Pass components="):
+        interpret(scaled, LogitLens, inputs=texts, **params)
+    turned = interpret(scaled, LogitLens, inputs=texts, components=-sae.components_, **params)
+    both = [c for c in turned if turned[c] and expected[c]]
+    assert [turned[c].promoted[0].id for c in both] == [expected[c].suppressed[0].id for c in both]
 
 
 def test_the_vocabulary(bert_pipe, texts):

@@ -6,6 +6,7 @@ import json
 import pickle
 import sys
 import threading
+import traceback
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -152,7 +153,9 @@ def test_an_endpoint_that_stays_down_is_named_with_the_concept(key):
         "about the others."
     )
     assert error.value.labels == {i: f"names like {UNITS[i]}" for i in range(3)}
-    assert KEY not in "".join(map(str, (error.value.__cause__, error.value.__cause__.__cause__)))
+    assert KEY not in "".join(traceback.format_exception(error.value))
+    inner = error.value.__cause__
+    assert inner.__cause__ is None and inner.__context__ is None  # nor in what is not shown
     assert len(server.requests) == 3 + 2
     with serving(first_unit) as server:
         step.set_params(llm=client(server), warm_start=True).fit(CODES, units=UNITS)
@@ -258,6 +261,23 @@ def test_the_key_is_in_no_pickle_and_no_repr(key):
     assert copy.deepcopy(step.llm) is step.llm is clone(step).llm is clone(step.llm)
 
 
+def test_a_key_that_no_header_can_hold_is_not_shown(key, monkeypatch):
+    with serving(first_unit) as server:
+        for around in (f"{KEY}\n", f" {KEY}\r\n"):  # as files of keys end
+            monkeypatch.setenv("SKSAE_TEST_KEY", around)
+            assert client(server)(CHAT).startswith("names like")
+        assert set(server.keys) == {f"Bearer {KEY}"}
+        for wrong in (f"{KEY}\nexport", f"{KEY}…"):
+            monkeypatch.setenv("SKSAE_TEST_KEY", wrong)
+            with pytest.raises(ValueError) as error:
+                client(server)(CHAT)
+            assert str(error.value) == (
+                "The environment variable 'SKSAE_TEST_KEY' holds characters that no key for "
+                "OpenAILLM may have. Copy the key anew, in one line."
+            )
+            assert KEY not in "".join(traceback.format_exception(error.value))
+
+
 def test_the_key_is_read_when_the_model_is_asked(key, monkeypatch):
     with serving(first_unit) as server:
         llm = client(server)
@@ -291,13 +311,19 @@ def test_settings_of_an_endpoint_that_are_wrong(parameter, wrong):
         OpenAILLM(**{"model": "m", parameter: wrong})
 
 
-def test_an_address_with_a_password_is_refused():
-    with pytest.raises(ValueError) as error:
-        OpenAILLM("m", base_url="http://me:secret@localhost/v1")
-    assert str(error.value) == (
-        "The 'base_url' parameter of OpenAILLM must hold no user name or password. Put the key "
-        "into an environment variable and name that in api_key_env=."
+def test_an_address_with_a_password_is_refused(key, monkeypatch):
+    address = "http://me:secret@localhost/v1"
+    message = (
+        "The {} of OpenAILLM must hold no user name or password. Put the key into an environment "
+        "variable and name that in api_key_env=."
     )
+    with pytest.raises(ValueError) as error:
+        OpenAILLM("m", base_url=address)
+    assert str(error.value) == message.format("'base_url' parameter")
+    monkeypatch.setenv("OPENAI_BASE_URL", address)
+    with pytest.raises(ValueError) as error:
+        OpenAILLM("m", api_key_env="SKSAE_TEST_KEY")(CHAT)
+    assert str(error.value) == message.format("environment variable OPENAI_BASE_URL")
 
 
 def test_a_missing_client_says_what_to_install(key, monkeypatch):
@@ -434,8 +460,8 @@ def test_models_without_what_it_takes_to_ask(tiny_llama, byte_tokenizer):
     with pytest.raises(ValueError) as error:
         TransformersLLM(nameless)(CHAT)
     assert str(error.value) == (
-        "TransformersLLM got a LlamaForCausalLM that does not tell where its tokenizer is. Pass "
-        "tokenizer=."
+        "tokenizer=None takes the tokenizer of the model's folder, and this LlamaForCausalLM names "
+        "none. Pass tokenizer=."
     )
     with pytest.raises(OSError, match=r"^Cannot load the model '/nowhere'"):
         LLMLabels(TransformersLLM("/nowhere")).fit(CODES, units=UNITS)

@@ -239,6 +239,29 @@ def test_units_are_shown_in_one_line_and_white_space_is_left_out():
     )
 
 
+@pytest.mark.parametrize("kind", ["csr", "dense", "frame"])
+def test_rows_of_the_same_characters_are_one_unit(kind):
+    # As byte-level tokenizers cut: the bytes of a wave, the first with the space before it.
+    spans = np.array([[0, 0, 0, 0, 0], [0, 3, 4, 4, 5], [3, 5, 5, 5, 9]])
+    rows = Rows(*spans, ["the 🌊 sea"])
+    values = np.array([[0.0], [1.0], [4.0], [2.0], [2.0]])
+    if kind == "frame":
+        X = rows_frame(values, rows)
+    else:
+        X = with_rows(sparse.csr_matrix(values) if kind == "csr" else values, rows)
+    step = LLMLabels(Recorder(), concepts_indices=0)
+    assert examples(step.prompts(X)[0]) == (
+        "Example 1: 🌊 (activation: 10)\nExample 2: sea (activation: 5)"
+    )
+    shown = examples(step.set_params(k_context=1).prompts(X)[0]).splitlines()
+    assert shown == [
+        "Example 1: the <<🌊>> sea",
+        'Activations: ("the", 0), ("🌊", 10), ("sea", 5)',
+        "Example 2: 🌊 <<sea>>",
+        'Activations: ("🌊", 10), ("sea", 5)',
+    ]
+
+
 def test_special_tokens_stand_where_they_stood():
     specials = ["[CLS]", None, None, "[SEP]", "[CLS]", None, "[SEP]"]
     spans = np.array([[0, 0, 0, 0, 1, 1, 1], [0, 0, 2, 0, 0, 0, 0], [0, 2, 4, 0, 0, 1, 0]])

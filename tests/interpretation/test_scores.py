@@ -15,7 +15,14 @@ from sklearn.pipeline import Pipeline
 from sksae import Extractor, TopKSAE
 from sksae.activations import Rows
 from sksae.activations._rows import rows_frame, with_rows
-from sksae.interpretation import TargetAssociation, TermLabels, TopKInputs, score_labels
+from sksae.interpretation import (
+    LLMLabels,
+    MaxActivatingExamples,
+    TargetAssociation,
+    TermLabels,
+    TopKInputs,
+    score_labels,
+)
 from sksae.interpretation._base import ConceptInterpreter
 from sksae.interpretation._documents import find_words
 from sksae.interpretation._scores import auroc_test
@@ -184,6 +191,27 @@ def test_other_interpretations_are_scored_by_their_names():
     scores = score_labels(Sentences().fit(codes[:, :2]), codes[:, :2], units=units)
     assert scores["label"].tolist() == ["about the sea", None]
     assert scores.loc[0, "auroc"] == 1
+
+
+def test_units_and_tokens_of_a_name_are_terms():
+    units = ["the", "sea", "!", "rock"] * 3
+    codes = np.array([[3.0], [2.0], [1.0], [0.0]] * 3)
+    examples = MaxActivatingExamples(n_per_quantile=0).fit(codes, units=units)
+    assert examples.get_feature_names_out().tolist() == ["0: the, sea, !"]
+    scores = score_labels(examples, codes, units=units)  # stop words and marks are terms, too
+    assert scores.loc[0, ["label", "recall", "precision"]].tolist() == ["the, sea, !", 1, 1]
+
+
+def test_where_a_language_model_said_nothing_there_is_no_label():
+    codes, units = planted()
+    labels = LLMLabels(lambda messages: "answer" if "sea" in str(messages[1:]) else "...")
+    with pytest.warns(UserWarning, match="said nothing usable about"):
+        labels.fit(codes, units=units)
+    unnamed = [c for c, label in labels.interpretations_.items() if label == "(no answer)"]
+    scores = score_labels(labels, codes, units=units)
+    assert unnamed and scores.loc[unnamed, "label"].isna().all()
+    assert "better than chance" not in set(scores.loc[unnamed, "verdict"])
+    assert scores.loc[unnamed, "auroc"].isna().all()
 
 
 # -- units in their texts ---------------------------------------------------------------------
