@@ -23,8 +23,8 @@ class BatchTopKSAE(BaseSAE):
     top_k : int, default=32
         Mean number of active concepts per sample, at most ``nb_concepts``.
     threshold_momentum : float, default=0.9
-        Weight of the past in the running threshold, in [0, 1): after each batch it is
-        ``momentum * old + (1 - momentum) * new``.
+        Weight of the past in the running threshold, in [0, 1): after each batch of n rows
+        it is ``w * old + (1 - w) * new`` with ``w = momentum ** (n / 1024)``.
     k_anneal : float or int, default=0.0
         Over that share of the steps of the fit (an int: over that many steps) the number
         of active concepts falls linearly from four times ``top_k`` to ``top_k``.
