@@ -72,7 +72,7 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         Rows per step.
     lr : float or "auto", default="auto"
         Learning rate, at the end of the warm-up. "auto" follows from the width, the batch
-        size and the number of steps of this fit, see `sksae.training.auto_lr`: 4e-3 for
+        size and the number of steps of this fit, see `sksae.training.auto_lr`: 5e-3 for
         4,096 concepts, 1,024 rows a batch and 1,500 steps. It is meant for Adam and its
         kin; give a rate with other optimizers.
     optimizer_class : class or callable or None, default=None

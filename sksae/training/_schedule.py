@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 OPEN_STEPS = 2000
 
 # Measured on token activations of a small encoder; see `auto_lr`.
-_LR, _WIDTH, _BATCH, _STEPS = 4e-3, 4096, 1024, 1500
+_LR, _WIDTH, _BATCH, _STEPS = 5e-3, 4096, 1024, 1500
 _MAX_LR = 1e-2
 _CONSTANT = 1 / 4
 _WARMUP_SHARE, _MAX_WARMUP = 0.05, 1000
@@ -59,7 +59,7 @@ class Length:
 def auto_lr(nb_concepts: int, batch_size: int, n_steps: int | None) -> float:
     """Give the learning rate, at the end of the warm-up, for Adam.
 
-    ``4e-3 * sqrt(4096 / nb_concepts) * sqrt(batch_size / 1024) * (1500 / n_steps)^(1/4)``,
+    ``5e-3 * sqrt(4096 / nb_concepts) * sqrt(batch_size / 1024) * (1500 / n_steps)^(1/4)``,
     at most 1e-2. The rate falls with the square root of the width as in Gao et al.
     (2024), arXiv:2406.04093, appendix A.3; rises with that of the batch size, as the
     gradient's noise falls; and a short fit has to go further at each step.
@@ -82,9 +82,9 @@ def auto_lr(nb_concepts: int, batch_size: int, n_steps: int | None) -> float:
     Examples
     --------
     >>> auto_lr(4096, 1024, 1500)
-    0.004
+    0.005
     >>> auto_lr(16384, 1024, 24_000)
-    0.001
+    0.00125
     """
     steps = OPEN_STEPS if n_steps is None else n_steps
     rate = _LR * math.sqrt(_WIDTH / nb_concepts * batch_size / _BATCH) * (_STEPS / steps) ** 0.25
