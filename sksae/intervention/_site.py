@@ -15,7 +15,7 @@ from torch import nn
 
 from ..activations import TransformerActivationExtractor
 from ..activations._forward import Forward
-from ..activations._texts import check_texts, tokenize
+from ..activations._texts import check_texts
 from ..activations._units import Sequence, cut, make_plan
 from ..estimators import BaseSAE
 from ._hooks import replacing
@@ -139,8 +139,7 @@ class Site:
         pad = getattr(getattr(self.model, "config", None), "pad_token_id", None)
         if isinstance(pad, int) and pad >= 0:
             self.forward.pad_id = pad
-        self.tokens = tokenize(tokenizer, texts)
-        reader._check_tokens(self.tokens, self.model, tokenizer)
+        self.tokens = reader._tokenize(texts)
         side = getattr(tokenizer, "truncation_side", "right")
         self.sequences = cut(self.tokens, reader.max_length_, "truncate", side)
         if given["max_length"] is None:

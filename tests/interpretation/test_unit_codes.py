@@ -1,5 +1,7 @@
 """Units run alone: the codes are those of the model on that unit and nothing else."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -41,6 +43,7 @@ def test_codes_are_those_of_each_unit_alone(bert_pipe, granularity, monkeypatch)
 
 def hidden(model, ids):
     """Hidden states after the first block, one forward pass for each sequence."""
+    model = copy.deepcopy(model)  # transformers leaves hooks on it that cannot be pickled
     with torch.inference_mode():
         outputs = [model(torch.tensor([row]), output_hidden_states=True) for row in ids]
     return [o.hidden_states[1][0].numpy() for o in outputs]
