@@ -152,8 +152,9 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
     module_ : torch.nn.Module
         Its module, a subclass of the overcomplete class of this variant.
     history_ : skorch.history.History
-        One entry per epoch: train_loss, valid_loss (NaN without held-out rows),
-        explained_variance, l0, dead_fraction, dur (seconds).
+        One entry per epoch: train_loss, valid_loss (NaN without held-out rows), both with
+        penalties and auxiliary loss as they weigh at the time; explained_variance, l0,
+        dead_fraction, dur (seconds).
     n_iter_ : int
         Epochs completed since the last start.
     n_steps_ : int

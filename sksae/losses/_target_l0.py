@@ -20,8 +20,8 @@ class TargetL0(nn.Module):
 
     to s: proportional-integral control of log L0, which acts alike on every scale of
     coefficients. The change of e brakes the correction while L0 is already on its way,
-    for the weights need many steps to follow the penalty. A twentieth of a fit, half of
-    ``time``, passes before the first correction: early L0 says little. The idea of steering the
+    for the weights need many steps to follow the penalty. Half of ``time`` passes
+    before the first correction: early L0 says little. The idea of steering the
     coefficient is the L0 autotuner's of the SynthSAEBench paper (arXiv:2602.14687); here
     its speed follows from the length of the fit.
 
