@@ -414,7 +414,7 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         self.dead_fraction_ = float(silent.double().mean())
         self.n_iter_ = len(net.history)
         self.n_steps_ = net.n_steps_
-        self.backend_ = f"reference (plain torch on {data.device}: the only backend)"
+        self.backend_ = str(net.stored_steps_)
 
     def _warn_of_what_failed(self, stacklevel):
         """Warn of a fit that ended far from what was asked for."""

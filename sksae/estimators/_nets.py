@@ -37,6 +37,7 @@ _CHANGEABLE = (
     "sparsity_warmup",
     "k_anneal",
     "l0_time",
+    "backend",
     "optimizer",
     "scheduler",
     "device",
@@ -254,6 +255,7 @@ def _loop(estimator, length: Length) -> dict[str, Any]:
         "sparsity_warmup": length.steps(estimator.sparsity_warmup),
         "k_anneal": length.steps(estimator.k_anneal),
         "l0_time": max(30, length.assumed_steps / 10),
+        "backend": estimator.backend,
     }
 
 

@@ -37,7 +37,7 @@ SHARED_CONSTRAINTS: dict[str, list[Any]] = {
     "callbacks": [None, list],
     "warm_start": ["boolean"],
     "device": [str, torch.device],
-    "backend": [StrOptions({"auto", "reference"})],
+    "backend": [StrOptions({"auto", "reference", "cpu"})],
     "sparse_output": ["boolean"],
     "random_state": ["random_state"],
 }

@@ -167,13 +167,54 @@ class SAELoss(nn.Module):
             One number.
         """
         batch = (x, x_hat, pre_codes, codes, dictionary)
-        loss = self.reconstruction(*batch)
         penalties = [c * term(module, *batch) for c, term in self.terms if c]
-        if penalties:
-            loss = loss + self.warmup * self.scale() * sum(penalties)
+        loss = self.reconstruction(*batch) + self._penalty(penalties)
         if self.auxk_coefficient and len(module.dead_concepts):
-            loss = loss + self.auxk_coefficient * self._auxk(module, *batch)
+            rows = dictionary.index_select(0, module.dead_concepts)
+            loss = loss + self._auxk(module, x, x_hat, pre_codes, rows)
         return loss
+
+    def sparse_obstacle(self) -> str | None:
+        """Say what keeps `sparse` from giving what `forward` gives, if anything.
+
+        Returns
+        -------
+        str or None
+        """
+        if self.reconstruction is not mse:
+            return "criterion is not 'mse'"
+        unknown = [term for c, term in self.terms if c and term not in _STORED_TERMS]
+        return f"the penalty {unknown[0]!r} needs all codes" if unknown else None
+
+    def sparse(self, module, x: Tensor, x_hat: Tensor, codes, pre_codes: Tensor, values: Tensor):
+        """Give the total loss of a batch from the stored codes.
+
+        Parameters
+        ----------
+        module : SAEModule
+            The module being trained.
+        x, x_hat : Tensor of shape (n, n_features)
+            Input and reconstruction.
+        codes : SparseCodes
+            Where the codes are.
+        pre_codes, values : Tensor of shape (n_stored,)
+            Before and after the nonlinearity.
+
+        Returns
+        -------
+        Tensor
+            One number.
+        """
+        batch = (module, x, codes, pre_codes, values)
+        penalties = [c * _STORED_TERMS[term](*batch) for c, term in self.terms if c]
+        loss = mse(x, x_hat) + self._penalty(penalties)
+        if self.auxk_coefficient and len(module.dead_concepts):
+            rows = module.dictionary.rows(module.dead_concepts)
+            loss = loss + self._auxk(module, x, x_hat, None, rows)
+        return loss
+
+    def _penalty(self, penalties: list[Tensor]) -> Tensor | float:
+        return self.warmup * self.scale() * sum(penalties) if penalties else 0.0
 
     def scale(self) -> Tensor | float:
         """Give the factor that steers the penalties to the target; 1 without one.
@@ -185,24 +226,23 @@ class SAELoss(nn.Module):
         """
         return 1.0 if self.target_l0 is None else self.controller.log_scale.exp()
 
-    def after_step(self, codes: Tensor, time: float) -> None:
+    def after_step(self, l0: Tensor, time: float) -> None:
         """Steer the penalties after a step of the optimizer.
 
         Parameters
         ----------
-        codes : Tensor of shape (n, nb_concepts)
-            Codes of the batch.
+        l0 : Tensor
+            Mean number of active concepts per sample of the batch.
         time : float
             See `TargetL0`.
         """
         if self.target_l0 is not None:
-            self.controller.update(codes, self.target_l0, time)
+            self.controller.update(l0, self.target_l0, time)
 
-    def _auxk(self, module, x, x_hat, pre_codes, codes, dictionary) -> Tensor:
+    def _auxk(self, module, x, x_hat, pre_codes, rows) -> Tensor:
         pre_codes = module.dead_pre_codes(x, pre_codes)
         k_aux = self.k_aux or max(1, x.shape[1] // 2)
-        rows = dictionary.index_select(0, module.dead_concepts)
-        return auxk_loss(x - x_hat, pre_codes, rows, k_aux)
+        return self.auxk_coefficient * auxk_loss(x - x_hat, pre_codes, rows, k_aux)
 
 
 def vanilla_l1(module, x, x_hat, pre_codes, codes, dictionary) -> Tensor:
@@ -247,6 +287,22 @@ def jumprelu_l0(module, x, x_hat, pre_codes, codes, dictionary) -> Tensor:
         One number.
     """
     return l0_penalty(module.active(pre_codes))
+
+
+def _stored_l1(module, x, codes, pre_codes, values) -> Tensor:
+    """Give `vanilla_l1` of stored codes, whose dictionary rows have unit norm."""
+    return values.sum() / x.numel()
+
+
+def _stored_l0(module, x, codes, pre_codes, values) -> Tensor:
+    """Give `jumprelu_l0` of stored codes."""
+    return module.stored_active(codes, pre_codes).sum() / len(x)
+
+
+_STORED_TERMS: dict[Term, Callable[..., Tensor]] = {
+    vanilla_l1: _stored_l1,
+    jumprelu_l0: _stored_l0,
+}
 
 
 def check_loss(loss: Tensor) -> Tensor:

@@ -46,20 +46,19 @@ class TargetL0(nn.Module):
         self.register_buffer("n_steps", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
-    def update(self, codes: Tensor, target: float, time: float) -> None:
+    def update(self, l0: Tensor, target: float, time: float) -> None:
         """Correct the scale after a step, without reading the device.
 
         Parameters
         ----------
-        codes : Tensor of shape (n, nb_concepts)
-            Codes of the batch.
+        l0 : Tensor
+            Mean number of active concepts per sample of the batch.
         target : float
             Mean number of active concepts per sample.
         time : float
             Steps in which an error of 1 in log L0 moves the logarithm of the scale by 1.
         """
-        l0 = torch.count_nonzero(codes).to(self.log_l0.dtype) / len(codes)
-        new = l0.clamp(min=1e-2).log()
+        new = l0.to(self.log_l0.dtype).clamp(min=1e-2).log()
         old = torch.where(self.log_l0.isnan(), new, self.log_l0)
         self.log_l0.copy_(torch.lerp(new, old, _SMOOTHING))
         error = self.log_l0 - math.log(target)

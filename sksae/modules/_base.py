@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..kernels import SparseCodes, decode, encode
 from ._overcomplete import overcomplete_sae
 
 # overcomplete's registered encoders that take vectors; the others take images or sequences.
@@ -27,6 +28,16 @@ class Dictionary(overcomplete_sae.DictionaryLayer):
     def get_dictionary(self) -> Tensor:
         """Give the dictionary, shape (nb_concepts, n_features)."""
         return self.normalization(self._weights) * torch.exp(self.multiplier)
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Give some rows of the dictionary, shape (n_rows, n_features)."""
+        return self.normalization(self._weights[index]) * torch.exp(self.multiplier)
+
+    @property
+    def has_unit_rows(self) -> bool:
+        """Whether the rows have unit Euclidean norm and nothing else is learnt of them."""
+        learns_scale = isinstance(self.multiplier, nn.Parameter)
+        return self.normalization is self.NORMALIZATIONS["l2"] and not learns_scale
 
     @torch.no_grad()
     def project_(self) -> None:
@@ -154,6 +165,39 @@ class SAEModule:
         dictionary = self.dictionary.get_dictionary()
         return pre_codes, codes, codes @ dictionary + self.decoder_bias, dictionary
 
+    def sparse_obstacle(self) -> str | None:
+        """Say what keeps `forward_sparse` from giving what `forward_scaled` gives, if anything."""
+        if not self.has_linear_encoder:
+            return "encoder_module is not the linear one"
+        if not self.dictionary.has_unit_rows:
+            return "dictionary_params change the unit norm of the rows"
+        return None
+
+    def select_stored(self, pre_codes: Tensor) -> tuple[SparseCodes, Tensor]:
+        """Choose, in training, which of the pre-codes (n, nb_concepts) are stored.
+
+        These are at least the ones that are active or have a gradient.
+        """
+        raise NotImplementedError
+
+    def codes_of_stored(self, codes: SparseCodes, pre_codes: Tensor) -> Tensor:
+        """Give the codes, shape (n_stored,), of the stored pre-codes; here they are active."""
+        return pre_codes
+
+    def forward_sparse(
+        self, u: Tensor, buffer: Tensor, check: Callable[[int, int], None]
+    ) -> tuple[SparseCodes, Tensor, Tensor, Tensor]:
+        """Give ``(codes, stored pre-codes, stored values, u_hat)`` of scaled input in training.
+
+        ``buffer``, shape (n, nb_concepts), is overwritten by the pre-codes. ``check`` is called
+        with the number of stored codes and of all, and may raise.
+        """
+        linear, bias = self.linear_encoder, self.decoder_bias
+        pre_codes, codes = encode(u, bias, linear.weight, linear.bias, self.select_stored, buffer)
+        check(len(pre_codes), buffer.numel())
+        values = self.codes_of_stored(codes, pre_codes)
+        return codes, pre_codes, values, decode(codes, values, self.dictionary._weights, bias)
+
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Give ``(pre_codes, codes)`` in input units."""
         pre_codes, codes = self.encode_scaled(x / self.input_scale)
@@ -200,12 +244,15 @@ class SAEModule:
         """
 
     @torch.no_grad()
-    def count_fired(self, codes: Tensor) -> None:
-        """Update for how many samples each concept has been silent."""
-        self.samples_since_fired += len(codes)
-        self.samples_since_fired.masked_fill_((codes != 0).any(dim=0), 0)
+    def count_fired(self, fired: Tensor, n: int) -> None:
+        """Update for how many samples each concept has been silent.
 
-    def dead_pre_codes(self, u: Tensor, pre_codes: Tensor) -> Tensor:
+        ``fired``, shape (nb_concepts,), tells which were active in a batch of ``n`` samples.
+        """
+        self.samples_since_fired += n
+        self.samples_since_fired.masked_fill_(fired, 0)
+
+    def dead_pre_codes(self, u: Tensor, pre_codes: Tensor | None) -> Tensor:
         """Give the pre-codes of the dead concepts, shape (n, n_dead), for the auxiliary loss.
 
         Of the linear encoder they are computed anew, so that their gradient reaches the
@@ -213,6 +260,7 @@ class SAEModule:
         """
         dead = self.dead_concepts
         if not self.has_linear_encoder:
+            assert pre_codes is not None
             return pre_codes.index_select(1, dead)
         linear = self.linear_encoder
         weight, bias = linear.weight.index_select(0, dead), linear.bias.index_select(0, dead)

@@ -31,6 +31,10 @@ KERNELS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+# How far from the threshold, in bandwidths, those of them are 0 that end somewhere.
+REACH = {"rectangle": 0.5, "triangular": 0.5, "cosine": 1.0, "epanechnikov": 0.5, "quartic": 0.5}
+
+
 class _JumpReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, z, threshold, kernel, bandwidth):
@@ -43,7 +47,7 @@ class _JumpReLU(torch.autograd.Function):
     def backward(ctx, grad):
         z, threshold, active = ctx.saved_tensors
         density = KERNELS[ctx.kernel]((z - threshold) / ctx.bandwidth)
-        slope = -(threshold / ctx.bandwidth) * (density * grad).sum(dim=0)
+        slope = -(threshold / ctx.bandwidth) * (density * grad).sum_to_size(threshold.shape)
         return grad * active, slope, None, None
 
 
@@ -58,7 +62,8 @@ class _Step(torch.autograd.Function):
     def backward(ctx, grad):
         z, threshold = ctx.saved_tensors
         density = KERNELS[ctx.kernel]((z - threshold) / ctx.bandwidth)
-        return None, -(density * grad).sum(dim=0) / ctx.bandwidth, None, None
+        slope = -(density * grad).sum_to_size(threshold.shape) / ctx.bandwidth
+        return None, slope, None, None
 
 
 def jump_relu(z: Tensor, threshold: Tensor, kernel: str, bandwidth: float) -> Tensor:
@@ -66,9 +71,9 @@ def jump_relu(z: Tensor, threshold: Tensor, kernel: str, bandwidth: float) -> Te
 
     Parameters
     ----------
-    z : Tensor of shape (n, nb_concepts)
+    z : Tensor of shape (n, nb_concepts) or (n_stored,)
         Pre-codes.
-    threshold : Tensor of shape (nb_concepts,)
+    threshold : Tensor of shape (nb_concepts,) or (n_stored,)
         Positive thresholds.
     kernel : str
         A key of ``KERNELS``.
@@ -77,9 +82,10 @@ def jump_relu(z: Tensor, threshold: Tensor, kernel: str, bandwidth: float) -> Te
 
     Returns
     -------
-    Tensor of shape (n, nb_concepts)
+    Tensor of the shape of z
         Gradient with respect to z: 1 where active. With respect to the threshold: the
-        pseudo-derivative of the module docstring, summed over rows.
+        pseudo-derivative of the module docstring, summed over rows where it
+        stands for all of them.
     """
     return _JumpReLU.apply(z, threshold, kernel, bandwidth)
 
@@ -89,9 +95,9 @@ def step(z: Tensor, threshold: Tensor, kernel: str, bandwidth: float) -> Tensor:
 
     Parameters
     ----------
-    z : Tensor of shape (n, nb_concepts)
+    z : Tensor of shape (n, nb_concepts) or (n_stored,)
         Pre-codes.
-    threshold : Tensor of shape (nb_concepts,)
+    threshold : Tensor of shape (nb_concepts,) or (n_stored,)
         Positive thresholds.
     kernel : str
         A key of ``KERNELS``.
@@ -100,8 +106,9 @@ def step(z: Tensor, threshold: Tensor, kernel: str, bandwidth: float) -> Tensor:
 
     Returns
     -------
-    Tensor of shape (n, nb_concepts)
+    Tensor of the shape of z
         Its gradient with respect to z is zero; with respect to the threshold it is the
-        pseudo-derivative of the module docstring, summed over rows.
+        pseudo-derivative of the module docstring, summed over rows where it
+        stands for all of them.
     """
     return _Step.apply(z, threshold, kernel, bandwidth)

@@ -9,18 +9,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels import SparseCodes, above, nth_largest, top_k
 from ._base import SAEModule, mean_kth_largest
-from ._jumprelu import jump_relu, step
+from ._jumprelu import REACH, jump_relu, step
 from ._overcomplete import overcomplete_sae
 
 _INITIAL_THRESHOLD = 0.5
 _SMALLEST_FACTOR = 1e-3
 # Rows that the momentum of BatchTopK's threshold is meant for.
 _MOMENTUM_ROWS = 1024
+# Share of the running threshold above which codes are looked for, and rows of a first guess.
+_GUESS, _GUESS_ROWS = 0.8, 64
 
 
 class VanillaModule(SAEModule, overcomplete_sae.SAE):
     """ReLU codes: every positive pre-code is active."""
+
+    def select_stored(self, pre_codes: Tensor) -> tuple[SparseCodes, Tensor]:
+        """Choose the positive pre-codes."""
+        return above(pre_codes, pre_codes.new_zeros(()))
 
 
 class _Annealed:
@@ -43,6 +50,10 @@ class TopKModule(_Annealed, SAEModule, overcomplete_sae.TopKSAE):
         """Keep the ``top_k`` largest codes of each row."""
         values, indices = relu_codes.topk(self.k(), dim=-1, sorted=False)
         return torch.zeros_like(relu_codes).scatter(-1, indices, values)
+
+    def select_stored(self, pre_codes: Tensor) -> tuple[SparseCodes, Tensor]:
+        """Choose the ``top_k`` largest of each row, where they are positive."""
+        return top_k(pre_codes, self.k())
 
 
 class BatchTopKModule(_Annealed, SAEModule, overcomplete_sae.BatchTopKSAE):
@@ -83,6 +94,30 @@ class BatchTopKModule(_Annealed, SAEModule, overcomplete_sae.BatchTopKSAE):
         old = self.running_threshold
         old.copy_(torch.where(old.isnan(), threshold, torch.lerp(old, threshold, weight)))
 
+    def select_stored(self, pre_codes: Tensor) -> tuple[SparseCodes, Tensor]:
+        """Choose the ``k * n`` largest of the batch, where they are positive."""
+        n_kept, guess = self.k() * len(pre_codes), self._guess(pre_codes)
+        codes, values = above(pre_codes, guess)
+        while len(values) < n_kept and guess > 0:
+            guess = torch.where(guess > _SMALLEST_FACTOR, guess / 2, 0)
+            codes, values = above(pre_codes, guess)
+        if len(values) < n_kept:
+            threshold = values.new_zeros(())
+        else:
+            threshold = nth_largest(values, n_kept)
+            kept = values >= threshold
+            codes, values = codes.keep(kept), values[kept]
+        self._mix_of_batch(threshold, len(pre_codes))
+        return codes, values
+
+    def _guess(self, pre_codes: Tensor) -> Tensor:
+        """Give a number that the threshold of a batch is likely to exceed."""
+        if self.running_threshold.isnan():
+            sample = pre_codes[:: -(-len(pre_codes) // _GUESS_ROWS)]
+            kth = sample.flatten().topk(self.k() * len(sample), sorted=False).values.min()
+            return _GUESS * kth.clamp(min=0)
+        return _GUESS * self.running_threshold.to(pre_codes.dtype)
+
     def scale_thresholds(self, factor: Tensor) -> None:
         """Multiply the threshold by a factor."""
         self.running_threshold.mul_(factor)
@@ -91,9 +126,12 @@ class BatchTopKModule(_Annealed, SAEModule, overcomplete_sae.BatchTopKSAE):
     def _batch_threshold(self, codes: Tensor) -> Tensor:
         n_kept = self.k() * len(codes)
         threshold = codes.flatten().topk(n_kept, sorted=False).values.min()
-        weight = 1 - self.threshold_momentum ** (len(codes) / _MOMENTUM_ROWS)
-        self._mix(threshold.to(self.running_threshold), weight)
+        self._mix_of_batch(threshold, len(codes))
         return threshold
+
+    def _mix_of_batch(self, threshold: Tensor, n: int) -> None:
+        weight = 1 - self.threshold_momentum ** (n / _MOMENTUM_ROWS)
+        self._mix(threshold.to(self.running_threshold), weight)
 
 
 class JumpReLUModule(SAEModule, overcomplete_sae.JumpSAE):
@@ -129,6 +167,28 @@ class JumpReLUModule(SAEModule, overcomplete_sae.JumpSAE):
     def active(self, pre_codes: Tensor) -> Tensor:
         """Give 1 where a concept is active, with the threshold's pseudo-gradient."""
         return step(pre_codes, self.thresholds.exp(), self.kernel, self.bandwidth)
+
+    def sparse_obstacle(self) -> str | None:
+        """Say what keeps `forward_sparse` from giving what `forward_scaled` gives, if anything."""
+        if self.kernel not in REACH:
+            return f"kernel='{self.kernel}' gives every pre-code a gradient"
+        return super().sparse_obstacle()
+
+    def select_stored(self, pre_codes: Tensor) -> tuple[SparseCodes, Tensor]:
+        """Choose the pre-codes above their threshold or within reach of its kernel."""
+        cut = self.thresholds.exp() - REACH[self.kernel] * self.bandwidth
+        return above(pre_codes, cut.nextafter(cut.new_tensor(-torch.inf)))
+
+    def codes_of_stored(self, codes: SparseCodes, pre_codes: Tensor) -> Tensor:
+        """Zero the stored pre-codes that do not exceed their threshold."""
+        return jump_relu(pre_codes, self._thresholds_at(codes), self.kernel, self.bandwidth)
+
+    def stored_active(self, codes: SparseCodes, pre_codes: Tensor) -> Tensor:
+        """Give `active` of stored pre-codes, shape (n_stored,)."""
+        return step(pre_codes, self._thresholds_at(codes), self.kernel, self.bandwidth)
+
+    def _thresholds_at(self, codes: SparseCodes) -> Tensor:
+        return self.thresholds.exp().index_select(0, codes.columns)
 
     @torch.no_grad()
     def finish(self, batches: Iterable[Tensor], weight: float = 1.0) -> None:

@@ -23,6 +23,7 @@ from ..losses import check_loss
 from ._data import BatchIterator, RowBatches
 from ._progress import ProgressBar
 from ._schedule import ramp
+from ._stored import StoredSteps, TooManyStored, activity
 from ._totals import EpochTotals, not_finite
 
 _DEAD_EVERY = 16
@@ -70,6 +71,9 @@ class SAENet(NeuralNet):
         Steps over which the module's k falls to ``top_k``, from four times that.
     l0_time : float
         Steps in which a target for L0 corrects the scale of the penalties, see `TargetL0`.
+    backend : str
+        "auto", "reference" or "cpu": whether steps run on stored codes only, see
+        `sksae.kernels`.
     **kwargs : object
         As in ``skorch.NeuralNet``.
     """
@@ -90,6 +94,7 @@ class SAENet(NeuralNet):
         sparsity_warmup=0,
         k_anneal=0,
         l0_time=100.0,
+        backend="auto",
         **kwargs,
     ):
         self.dtype = dtype
@@ -105,6 +110,7 @@ class SAENet(NeuralNet):
         self.sparsity_warmup = sparsity_warmup
         self.k_anneal = k_anneal
         self.l0_time = l0_time
+        self.backend = backend
         super().__init__(*args, **kwargs)
 
     # -- set-up ---------------------------------------------------------------------
@@ -162,11 +168,13 @@ class SAENet(NeuralNet):
         """Train like `partial_fit`, giving way after each step."""
         if not self.initialized_:
             self.initialize()
+        self.stored_steps_ = StoredSteps(self)
         self.notify("on_train_begin", X=X, y=None)
         try:
             with contextlib.suppress(_StopTraining):
                 yield from self._epochs(*self.get_split_datasets(X))
         finally:
+            self.stored_steps_.buffer = None
             self.notify("on_train_end", X=X, y=None)
 
     def _epochs(self, train, valid):
@@ -221,7 +229,7 @@ class SAENet(NeuralNet):
             self.history.record_batch(f"{prefix}_batch_size", len(batch[0]))
         if monitored:
             self.history.record_batch("step", self.n_steps_)
-            self.history.record_batch("l0", (step["codes"] != 0).sum(dim=1).float().mean().item())
+            self.history.record_batch("l0", step["n_active"].item() / len(step["u"]))
             self.history.record_batch("lr", step["lr"])
         if hooked:
             y_pred = step["y_pred"] * self.module_.input_scale
@@ -261,7 +269,7 @@ class SAENet(NeuralNet):
     # -- steps ----------------------------------------------------------------------
 
     def train_step(self, batch, **fit_params):
-        """Take one optimisation step; give loss, codes and reconstruction (scaled units)."""
+        """Take one optimisation step; give its loss, activity and reconstruction (scaled)."""
         done = {}
         self._set_sparsity()
 
@@ -275,7 +283,7 @@ class SAENet(NeuralNet):
             self.optimizer_.step(closure)
         else:
             self._scaled_step(closure)
-        self._after_step(done["codes"])
+        self._after_step(done)
         done["lr"] = self.optimizer_.param_groups[0]["lr"]
         if self.optimizer_scheduler_ is not None:
             self.optimizer_scheduler_.step()
@@ -294,14 +302,15 @@ class SAENet(NeuralNet):
         self.criterion_.warmup = ramp(self.n_steps_, self.sparsity_warmup)
         self.module_.k_scale = 1 + (_K_START - 1) * (1 - ramp(self.n_steps_, self.k_anneal))
 
-    def _after_step(self, codes):
+    def _after_step(self, step):
         """Restore and count what follows from a step of the optimizer."""
+        n = len(step["u"])
         self.module_.after_step()
-        self.module_.count_fired(codes)
+        self.module_.count_fired(step["fired"], n)
         # Listing the dead reads the device, so elsewhere than on the CPU not at every step.
         if self.dead_after and (self.device == "cpu" or self.n_steps_ % _DEAD_EVERY == 0):
             self.module_.find_dead(self.dead_after)
-        self.criterion_.after_step(codes, self.l0_time)
+        self.criterion_.after_step(step["n_active"] / n, self.l0_time)
 
     def _scaled_step(self, closure):
         """Step with scaled gradients; if they overflow, again in full precision."""
@@ -324,7 +333,7 @@ class SAENet(NeuralNet):
         x, _ = unpack_data(batch)
         u = self.module_.pull_in(x / self.module_.input_scale)
         half = self.amp_dtype is not None and not self._full_precision
-        step = self._forward(u, self.amp_dtype if half else None)
+        step = self._forward_stored(u) or self._forward(u, self.amp_dtype if half else None)
         if half and not torch.isfinite(step["loss"]):
             step = self._forward(u, None)
             self._count_nan_fallback()
@@ -337,7 +346,7 @@ class SAENet(NeuralNet):
         return {key: value.detach() for key, value in step.items()}
 
     def validation_step(self, batch, **fit_params):
-        """Compute loss, codes and reconstruction of one held-out batch."""
+        """Compute loss, activity and reconstruction of one held-out batch."""
         x, _ = unpack_data(batch)
         with torch.no_grad():
             return self._forward(x / self.module_.input_scale, None)
@@ -354,7 +363,21 @@ class SAENet(NeuralNet):
         with torch.autocast(u.device.type, autocast_dtype, enabled=autocast_dtype is not None):
             pre_codes, codes, u_hat, dictionary = self.module_.forward_scaled(u)
             loss = self.criterion_(self.module_, u, u_hat, pre_codes, codes, dictionary)
-        return {"loss": check_loss(loss), "codes": codes, "y_pred": u_hat, "u": u}
+        return {"loss": check_loss(loss), "y_pred": u_hat, "u": u} | activity(codes)
+
+    def _forward_stored(self, u):
+        """Compute a step on stored codes; give None if this one is to run dense."""
+        stored, module = self.stored_steps_, self.module_
+        buffer = stored.next_buffer(len(u), module)
+        if buffer is None:
+            return None
+        try:
+            codes, pre_codes, values, u_hat = module.forward_sparse(u, buffer, stored.check)
+        except TooManyStored:
+            return None
+        loss = self.criterion_.sparse(module, u, u_hat, codes, pre_codes, values)
+        active = {"n_active": torch.count_nonzero(values), "fired": codes.fired(values)}
+        return {"loss": loss, "y_pred": u_hat, "u": u} | active
 
     def _count_nan_fallback(self):
         self._nan_fallbacks += 1

@@ -42,12 +42,12 @@ class EpochTotals:
 
     @torch.no_grad()
     def add(self, step: dict[str, Tensor]) -> None:
-        """Add a batch: its loss, codes, scaled input and reconstruction."""
+        """Add a batch: its loss, active codes, scaled input and reconstruction."""
         u, n = step["u"], len(step["u"])
         loss = step["loss"].double()
         self.loss += n * loss
         self.error += (u - step["y_pred"]).square().sum(dtype=torch.float64)
-        self.active += torch.count_nonzero(step["codes"])
+        self.active += step["n_active"]
         if self.n_batches == 0:
             # Near the mean, so that the difference of the two sums keeps its digits.
             self.shift = u.mean(dim=0)

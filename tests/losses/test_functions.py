@@ -135,9 +135,7 @@ def controlled(l0s, target, time):
     controller = TargetL0().double()
     seen = []
     for l0 in l0s:
-        codes = torch.zeros(10, 100)
-        codes[:, : int(l0)] = 1
-        controller.update(codes, target, time)
+        controller.update(torch.tensor(float(l0)), target, time)
         seen.append(controller.log_scale.item())
     return seen
 

@@ -200,10 +200,10 @@ def test_far_rows_are_pulled_in_and_others_are_left(module, x):
 
 
 def test_counts_how_long_a_concept_is_silent(module):
-    codes = torch.zeros(4, C)
-    codes[2, 3] = 1
-    module.count_fired(codes)
-    module.count_fired(codes[:3])
+    fired = torch.zeros(C, dtype=torch.bool)
+    fired[3] = True
+    module.count_fired(fired, 4)
+    module.count_fired(fired, 3)
     assert module.samples_since_fired[3] == 0
     assert module.samples_since_fired[0] == 7
 

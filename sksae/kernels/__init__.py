@@ -1,0 +1,7 @@
+"""Encoding and decoding that touch only the codes that are stored."""
+
+from ._autograd import decode, encode
+from ._codes import SparseCodes
+from ._cpu import above, name, nth_largest, top_k
+
+__all__ = ["SparseCodes", "above", "decode", "encode", "name", "nth_largest", "top_k"]

@@ -1,0 +1,104 @@
+"""Encoding and decoding with stored codes only, as differentiable functions.
+
+One dense product is left of a training step, the encoder's: everything else touches the
+stored codes alone. Backwards, with ``s`` the derivatives by the stored pre-codes, ``z`` the
+stored codes and ``g`` the derivatives by the reconstruction::
+
+    encoder rows      s^T c        encoder bias   sum over rows of s
+    stored codes      g D^T        dictionary     z^T g, its part along each row removed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from . import _cpu
+from ._codes import SparseCodes
+
+Select = Callable[[Tensor], tuple[SparseCodes, Tensor]]
+
+
+class _Encode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, u, center, weight, bias, select, buffer):
+        c = u - center
+        pre = torch.addmm(bias, c, weight.T, out=buffer)
+        codes, values = select(pre)
+        ctx.save_for_backward(c, weight)
+        ctx.codes = codes
+        return values, codes
+
+    @staticmethod
+    def backward(ctx, slopes, _codes):
+        c, weight = ctx.saved_tensors
+        starts, rows, order = ctx.codes.by_concept
+        on_weight = _cpu.sum_rows(starts, rows, slopes[order], c)
+        on_bias = weight.new_zeros(len(weight)).index_add_(0, ctx.codes.columns, slopes)
+        on_center = -(on_bias @ weight) if ctx.needs_input_grad[1] else None
+        return None, on_center, on_weight, on_bias, None, None
+
+
+class _Decode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values, dictionary, bias, codes):
+        ctx.save_for_backward(values, dictionary)
+        ctx.codes = codes
+        return _cpu.sum_rows(codes.indptr, codes.columns, values, dictionary) + bias
+
+    @staticmethod
+    def backward(ctx, g):
+        values, dictionary = ctx.saved_tensors
+        starts, rows, order = ctx.codes.by_concept
+        on_dictionary = _cpu.sum_rows(starts, rows, values[order], g)
+        along = torch.linalg.vecdot(on_dictionary, dictionary)
+        on_dictionary.addcmul_(along[:, None], dictionary, value=-1)
+        return _cpu.products(ctx.codes, g, dictionary), on_dictionary, g.sum(dim=0), None
+
+
+def encode(
+    u: Tensor, center: Tensor, weight: Tensor, bias: Tensor, select: Select, buffer: Tensor
+) -> tuple[Tensor, SparseCodes]:
+    """Encode rows with a linear encoder; keep what a function selects.
+
+    Parameters
+    ----------
+    u : Tensor of shape (n, d)
+        Rows. They get no gradient.
+    center : Tensor of shape (d,)
+        Subtracted from them.
+    weight, bias : Tensor of shape (m, d) and (m,)
+        Of the encoder.
+    select : callable
+        From pre-codes (n, m) to ``(codes, values)``, such as `top_k`.
+    buffer : Tensor of shape (n, m)
+        Overwritten by the pre-codes.
+
+    Returns
+    -------
+    values : Tensor of shape (n_stored,)
+        The selected pre-codes, with gradients to ``center``, ``weight`` and ``bias``.
+    codes : SparseCodes
+        Where they are.
+    """
+    return _Encode.apply(u, center, weight, bias, select, buffer)
+
+
+def decode(codes: SparseCodes, values: Tensor, dictionary: Tensor, bias: Tensor) -> Tensor:
+    """Decode stored codes with a dictionary whose rows have unit norm.
+
+    Parameters
+    ----------
+    codes : SparseCodes
+    values : Tensor of shape (n_stored,)
+    dictionary : Tensor of shape (m, d)
+        Its gradient is that of its rows divided by their norms: with no part along a row.
+    bias : Tensor of shape (d,)
+
+    Returns
+    -------
+    Tensor of shape (n, d)
+    """
+    return _Decode.apply(values, dictionary, bias, codes)

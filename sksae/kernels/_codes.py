@@ -1,0 +1,64 @@
+"""Codes of a batch as stored entries: what the sparse kernels give and take."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+
+class SparseCodes:
+    """The layout of a CSR matrix of codes; the values travel beside it, with gradients.
+
+    Parameters
+    ----------
+    indptr : Tensor of int32, shape (n + 1,)
+        Row i has the entries ``indptr[i]`` to ``indptr[i + 1]``.
+    columns : Tensor of int32, shape (n_stored,)
+        Their concepts.
+    n_concepts : int
+        Number of columns.
+    """
+
+    def __init__(self, indptr: Tensor, columns: Tensor, n_concepts: int) -> None:
+        self.indptr, self.columns, self.n_concepts = indptr, columns, n_concepts
+
+    @functools.cached_property
+    def rows(self) -> Tensor:
+        """Row of each entry, int32."""
+        counts = self.indptr.diff()
+        rows = torch.arange(len(counts), dtype=torch.int32, device=counts.device)
+        return rows.repeat_interleave(counts, output_size=len(self.columns))
+
+    @functools.cached_property
+    def by_concept(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The entries sorted by concept: ``(starts, rows, order)``.
+
+        Concept j has the entries ``starts[j]`` to ``starts[j + 1]`` of the sorted ones,
+        which lie in ``rows``; ``order`` gives their positions among the unsorted.
+        """
+        sorted_columns, order = self.columns.sort(stable=True)
+        concepts = torch.arange(
+            self.n_concepts + 1, dtype=torch.int32, device=sorted_columns.device
+        )
+        starts = torch.searchsorted(sorted_columns, concepts, out_int32=True)
+        return starts, self.rows[order], order
+
+    def keep(self, mask: Tensor) -> SparseCodes:
+        """Give the layout of the entries where ``mask``, shape (n_stored,), is true."""
+        n_before = torch.zeros(len(mask) + 1, dtype=torch.int32, device=mask.device)
+        torch.cumsum(mask, 0, dtype=torch.int32, out=n_before[1:])
+        return SparseCodes(n_before[self.indptr], self.columns[mask], self.n_concepts)
+
+    def fired(self, values: Tensor) -> Tensor:
+        """Tell for each concept whether one of its values is not 0, shape (n_concepts,)."""
+        fired = torch.zeros(self.n_concepts, dtype=torch.bool, device=values.device)
+        fired[self.columns[values != 0].long()] = True
+        return fired
+
+    def dense(self, values: Tensor) -> Tensor:
+        """Give the codes as a dense tensor (n, n_concepts)."""
+        out = values.new_zeros(len(self.indptr) - 1, self.n_concepts)
+        out[self.rows.long(), self.columns.long()] = values
+        return out

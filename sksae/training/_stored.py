@@ -1,0 +1,92 @@
+"""Which steps run on stored codes only, and the words that say so."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..kernels import name
+
+# Below this width, and above this share of stored codes, dense products are faster.
+_FEWEST_CONCEPTS = 256
+_LARGEST_SHARE = 1 / 8
+# Steps until it is tried again whether codes are sparse.
+_PAUSE = 32
+
+
+class TooManyStored(Exception):
+    """A batch has so many codes that dense products are faster."""
+
+
+class StoredSteps:
+    """Decides for each step whether it runs on stored codes, and keeps its memory.
+
+    Parameters
+    ----------
+    net : SAENet
+        After its initialisation.
+    """
+
+    def __init__(self, net) -> None:
+        self.wanted, self.device = net.backend, net._device()
+        self.obstacle = self._obstacle(net)
+        self.buffer: Tensor | None = None
+        self.n_steps = self.n_dense = 0
+        self.next_try = 0
+
+    def _obstacle(self, net) -> str | None:
+        if self.wanted == "reference":
+            return "as asked for"
+        if self.device.type != "cpu":
+            return "the kernels for stored codes are for CPUs"
+        if net.amp_dtype is not None:
+            return "use_amp"
+        for part in (net.module_, net.criterion_):
+            if (reason := part.sparse_obstacle()) is not None:
+                return reason
+        if self.wanted == "auto":
+            return _size_obstacle(net.module_)
+        return None
+
+    def next_buffer(self, n: int, module) -> Tensor | None:
+        """Give the memory for the pre-codes of a step, or None for one that runs dense."""
+        if self.obstacle is not None:
+            return None
+        self.n_steps += 1
+        if self.n_steps < self.next_try:
+            self.n_dense += 1
+            return None
+        if self.buffer is None or len(self.buffer) < n:
+            self.buffer = module.decoder_bias.new_empty(n, module.nb_concepts)
+        return self.buffer[:n]
+
+    def check(self, n_stored: int, n_all: int) -> None:
+        """Refuse, where there is a choice, codes of which too many are stored."""
+        if self.wanted == "auto" and n_stored > _LARGEST_SHARE * n_all:
+            self.n_dense += 1
+            self.next_try = self.n_steps + _PAUSE
+            raise TooManyStored
+
+    def __str__(self) -> str:
+        if self.obstacle is not None:
+            return f"reference (plain torch on {self.device}: {self.obstacle})"
+        dense = ""
+        if self.n_dense:
+            dense = f"; {self.n_dense} of {self.n_steps} steps in plain torch: too many active codes"
+        return f"{self.device.type} ({name()}{dense})"
+
+
+def _size_obstacle(module) -> str | None:
+    m = module.nb_concepts
+    if m < _FEWEST_CONCEPTS:
+        return f"{m} concepts are too few for stored codes to pay"
+    if getattr(module, "top_k", 0) > _LARGEST_SHARE * m:
+        return f"top_k={module.top_k} of {m} concepts are too many for stored codes to pay"
+    return None
+
+
+@torch.no_grad()
+def activity(codes: Tensor) -> dict[str, Tensor]:
+    """Give how many codes of a batch (n, nb_concepts) are active, and which concepts."""
+    active = codes != 0
+    return {"n_active": active.sum(), "fired": active.any(dim=0)}
