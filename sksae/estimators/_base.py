@@ -21,7 +21,8 @@ from ..activations._rows import rows_frame, rows_of, with_rows
 from ..training import RowBatches
 from ..training._data import SharedRows, mean_and_variance, random_rows, rounding
 from . import _parameters as parameters
-from ._input import CSRBuilder, check_codes, check_input, check_tensor, split_rows
+from ._coding import Coder, CSRBuilder, decode_rows
+from ._input import check_codes, check_input, check_tensor, split_rows
 from ._nets import (
     draws_while_training,
     restore_state,
@@ -406,10 +407,9 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         batches = sample.tensor_split(-(-len(sample) // int(self.batch_size)))
         module.eval()
         module.finish((data.take(index) / module.input_scale for index in batches), weight)
-        n_active = sum(
-            int(torch.count_nonzero(self._codes(module, data.take(index)))) for index in batches
-        )
-        self.l0_ = n_active / len(sample)
+        coder = Coder(module, self.backend)
+        n_active = sum(torch.count_nonzero(coder.encode(data.take(i))[1]) for i in batches)
+        self.l0_ = int(n_active) / len(sample)
         silent = module.samples_since_fired >= len(data)
         self.dead_fraction_ = float(silent.double().mean())
         self.n_iter_ = len(net.history)
@@ -468,31 +468,25 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         return with_rows(codes, rows)
 
     def _encode_rows(self, X):
-        module, data = self._reader(X)
-        out = CSRBuilder(self._n_features_out) if self.sparse_output else None
-        dense = None if out else np.empty((len(data), self._n_features_out), dtype=X.dtype)
-        start = 0
+        coder, data = self._coder(X)
+        if self.sparse_output:
+            out = CSRBuilder(self._n_features_out)
+            for block in data.blocks(self._n_features_out):
+                out.add(*coder.encode(block))
+            return out.build()
+        dense, start = np.empty((len(data), self._n_features_out), dtype=X.dtype), 0
         for block in data.blocks(self._n_features_out):
-            codes = self._codes(module, block)
-            if out is not None:
-                out.add(codes)
-            else:
-                dense[start : start + len(codes)] = codes.cpu().numpy()
-            start += len(codes)
-        return dense if out is None else out.build()
+            dense[start : start + len(block)] = coder.encode_dense(block).cpu().numpy()
+            start += len(block)
+        return dense
 
-    @staticmethod
-    def _codes(module, x):
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            return module.encode(x)[1]
-
-    def _reader(self, X):
-        """Give the module in the precision of X, in evaluation mode, and X as batches."""
+    def _coder(self, X):
+        """Give the module in the precision of X as a `Coder`, and X as batches."""
         dtype = torch.float64 if X.dtype == np.float64 else torch.float32
         module = self.module_.eval()
         if module.decoder_bias.dtype != dtype:
             module = copy.deepcopy(module).to(dtype)
-        return module, RowBatches(X, self._device, dtype)
+        return Coder(module, self.backend), RowBatches(X, self._device, dtype)
 
     def inverse_transform(self, Z):
         """Decode: ``Z @ components_ + decoder_bias_``.
@@ -510,8 +504,9 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         check_is_fitted(self)
         rows = rows_of(Z)
         Z = check_codes(self, Z, self._n_features_out)
-        X = Z @ self.components_.astype(Z.dtype, copy=False)
-        return with_rows(np.asarray(X) + self.decoder_bias_.astype(Z.dtype, copy=False), rows)
+        X = decode_rows(Z, self.components_.astype(Z.dtype, copy=False))
+        X += self.decoder_bias_.astype(Z.dtype, copy=False)
+        return with_rows(X, rows)
 
     def score(self, X, y=None):
         """Share of the variance of X that its reconstruction explains. Higher is better.
@@ -532,12 +527,10 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         """
         check_is_fitted(self)
         X = check_input(self, X, reset=False)
-        module, data = self._reader(X)
-        error = 0.0
+        coder, data = self._coder(X)
         mean, variance = mean_and_variance(data)
-        with torch.no_grad(), torch.autocast(data.device.type, enabled=False):
-            for x in data.blocks(self._n_features_out):
-                error += float((x - module(x)[-1]).double().square().sum())
+        blocks = data.blocks(self._n_features_out)
+        error = sum(float((x - coder.reconstruct(x)).double().square().sum()) for x in blocks)
         if variance == 0:
             return float(error <= rounding(mean) * X.shape[0] * X.shape[1])
         return 1 - error / (variance * X.shape[0] * X.shape[1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy import sparse
 from sklearn.utils.validation import check_array, validate_data
 
 _DTYPES = [np.float64, np.float32]
@@ -105,33 +104,3 @@ def split_rows(n_rows: int, groups: np.ndarray | None, fraction: float, seed: in
             "train on. Lower validation_fraction or pass more rows."
         )
     return train, valid
-
-
-class CSRBuilder:
-    """Collect blocks of codes into one CSR matrix with int32 indices where they fit."""
-
-    def __init__(self, n_columns: int) -> None:
-        self.n_columns = n_columns
-        self.counts: list[np.ndarray] = []
-        self.columns: list[np.ndarray] = []
-        self.values: list[np.ndarray] = []
-
-    def add(self, codes: torch.Tensor) -> None:
-        """Append the rows of a dense block (n, n_columns)."""
-        active = codes != 0
-        self.counts.append(active.sum(dim=1).cpu().numpy())
-        self.columns.append(active.nonzero()[:, 1].to(torch.int32).cpu().numpy())
-        self.values.append(codes[active].cpu().numpy())
-
-    def build(self) -> sparse.csr_matrix:
-        """Give the matrix of all the rows added."""
-        counts = np.concatenate(self.counts)
-        n_stored = int(counts.sum())
-        index = np.int32 if n_stored <= np.iinfo(np.int32).max else np.int64
-        indptr = np.zeros(len(counts) + 1, dtype=index)
-        np.cumsum(counts, out=indptr[1:])
-        columns = np.concatenate(self.columns).astype(index, copy=False)
-        values = np.concatenate(self.values)
-        return sparse.csr_matrix(
-            (values, columns, indptr), shape=(len(counts), self.n_columns), copy=False
-        )

@@ -2,6 +2,16 @@
 
 from ._autograd import decode, encode
 from ._codes import SparseCodes
-from ._cpu import above, name, nth_largest, top_k
+from ._cpu import above, name, nth_largest, sum_rows, top_k, unit_rows_
 
-__all__ = ["SparseCodes", "above", "decode", "encode", "name", "nth_largest", "top_k"]
+__all__ = [
+    "SparseCodes",
+    "above",
+    "decode",
+    "encode",
+    "name",
+    "nth_largest",
+    "sum_rows",
+    "top_k",
+    "unit_rows_",
+]

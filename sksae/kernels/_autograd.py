@@ -53,8 +53,7 @@ class _Decode(torch.autograd.Function):
         values, dictionary = ctx.saved_tensors
         starts, rows, order = ctx.codes.by_concept
         on_dictionary = _cpu.sum_rows(starts, rows, values[order], g)
-        along = torch.linalg.vecdot(on_dictionary, dictionary)
-        on_dictionary.addcmul_(along[:, None], dictionary, value=-1)
+        _cpu.remove_parallel_(on_dictionary, dictionary)
         return _cpu.products(ctx.codes, g, dictionary), on_dictionary, g.sum(dim=0), None
 
 

@@ -7,7 +7,6 @@ what torch lacks is selection without sorting, which Numba compiles.
 from __future__ import annotations
 
 import functools
-import importlib.util
 
 import numpy as np
 import torch
@@ -19,15 +18,16 @@ from ._threads import split
 
 # Bytes of gathered dictionary rows held at once, where products are computed without Numba.
 _GATHERED = 2**25
+_TINY = 1e-8
 
 
 @functools.cache
 def compiled():
     """Give the module of compiled loops, or None where Numba is not installed."""
-    if importlib.util.find_spec("numba") is None:
+    try:
+        from . import _numba
+    except ImportError:  # also of a Numba that does not know this NumPy
         return None
-    from . import _numba
-
     return _numba
 
 
@@ -156,6 +156,40 @@ def products(codes: SparseCodes, rows: Tensor, dictionary: Tensor) -> Tensor:
     for part, i, j in zip(*(x.split(size) for x in entries), strict=True):
         part.copy_((rows[i] * dictionary[j]).sum(dim=1))
     return out
+
+
+def remove_parallel_(gradient: Tensor, dictionary: Tensor) -> None:
+    """Take out of each row of a gradient its part along a dictionary row of unit norm.
+
+    Parameters
+    ----------
+    gradient : Tensor of shape (m, d)
+        Changed in place.
+    dictionary : Tensor of shape (m, d)
+    """
+    loops = compiled()
+    if loops is None:
+        along = torch.linalg.vecdot(gradient, dictionary)
+        gradient.addcmul_(along[:, None], dictionary, value=-1)
+        return
+    arrays = gradient.numpy(), dictionary.numpy()
+    split(lambda a, b: loops.remove_parallel(*arrays, a, b), len(gradient), 4)
+
+
+def unit_rows_(rows: Tensor) -> None:
+    """Divide each row by its norm plus 1e-8, as overcomplete does.
+
+    Parameters
+    ----------
+    rows : Tensor of shape (m, d)
+        Changed in place.
+    """
+    loops = compiled() if rows.device.type == "cpu" else None
+    if loops is None or not rows.is_contiguous():
+        rows.div_(rows.norm(dim=1, keepdim=True) + _TINY)
+        return
+    array = rows.numpy()
+    split(lambda a, b: loops.unit_rows(array, _TINY, a, b), len(rows), 4)
 
 
 def nth_largest(values: Tensor, n: int) -> Tensor:

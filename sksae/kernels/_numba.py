@@ -160,3 +160,28 @@ def products(indptr, columns, rows, dictionary, out, start, stop):
             for f in range(d):
                 total += rows[i, f] * dictionary[j, f]
             out[at] = total
+
+
+@_jit
+def remove_parallel(gradient, atoms, start, stop):
+    """Take out of each row its part along a row of unit norm."""
+    d = atoms.shape[1]
+    for j in range(start, stop):
+        along = gradient.dtype.type(0)
+        for f in range(d):
+            along += gradient[j, f] * atoms[j, f]
+        for f in range(d):
+            gradient[j, f] -= along * atoms[j, f]
+
+
+@_jit
+def unit_rows(rows, eps, start, stop):
+    """Divide each row by its norm plus a little."""
+    d = rows.shape[1]
+    for j in range(start, stop):
+        total = rows.dtype.type(0)
+        for f in range(d):
+            total += rows[j, f] * rows[j, f]
+        factor = rows.dtype.type(1 / (np.sqrt(total) + eps))
+        for f in range(d):
+            rows[j, f] *= factor

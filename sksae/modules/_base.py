@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..kernels import SparseCodes, decode, encode
+from ..kernels import SparseCodes, decode, encode, unit_rows_
 from ._overcomplete import overcomplete_sae
 
 # overcomplete's registered encoders that take vectors; the others take images or sequences.
@@ -42,7 +42,10 @@ class Dictionary(overcomplete_sae.DictionaryLayer):
     @torch.no_grad()
     def project_(self) -> None:
         """Write the normalised rows into the weights."""
-        self._weights.copy_(self.normalization(self._weights))
+        if self.normalization is self.NORMALIZATIONS["l2"]:
+            unit_rows_(self._weights)
+        else:
+            self._weights.copy_(self.normalization(self._weights))
 
     def train(self, mode: bool = True) -> Dictionary:
         """Switch the mode; there is no cached dictionary to refresh."""
@@ -147,6 +150,8 @@ class SAEModule:
         """
         centered = u - self.center
         distance = centered.norm(dim=1, keepdim=True)
+        if u.device.type == "cpu" and not (distance > self.max_distance).any():
+            return u
         nearer = self.center + centered * (self.max_distance / distance)
         return torch.where(distance > self.max_distance, nearer, u)
 
@@ -179,6 +184,18 @@ class SAEModule:
         These are at least the ones that are active or have a gradient.
         """
         raise NotImplementedError
+
+    def select_active(self, pre_codes: Tensor) -> tuple[SparseCodes, Tensor]:
+        """Choose, at evaluation, the active codes from pre-codes (n, nb_concepts)."""
+        return self.select_stored(pre_codes)
+
+    @torch.no_grad()
+    def encode_sparse(self, x: Tensor, buffer: Tensor) -> tuple[SparseCodes, Tensor]:
+        """Give the active codes in input units; see `forward_sparse` for ``buffer``."""
+        linear, center = self.linear_encoder, self.decoder_bias
+        pre = torch.addmm(linear.bias, x / self.input_scale - center, linear.weight.T, out=buffer)
+        codes, values = self.select_active(pre)
+        return codes, values * self.input_scale
 
     def codes_of_stored(self, codes: SparseCodes, pre_codes: Tensor) -> Tensor:
         """Give the codes, shape (n_stored,), of the stored pre-codes; here they are active."""

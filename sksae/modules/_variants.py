@@ -110,6 +110,11 @@ class BatchTopKModule(_Annealed, SAEModule, overcomplete_sae.BatchTopKSAE):
         self._mix_of_batch(threshold, len(pre_codes))
         return codes, values
 
+    def select_active(self, pre_codes: Tensor) -> tuple[SparseCodes, Tensor]:
+        """Choose what reaches the running threshold."""
+        cut = self.running_threshold.to(pre_codes.dtype)
+        return above(pre_codes, cut.nextafter(cut.new_tensor(-torch.inf)).clamp(min=0))
+
     def _guess(self, pre_codes: Tensor) -> Tensor:
         """Give a number that the threshold of a batch is likely to exceed."""
         if self.running_threshold.isnan():
@@ -178,6 +183,10 @@ class JumpReLUModule(SAEModule, overcomplete_sae.JumpSAE):
         """Choose the pre-codes above their threshold or within reach of its kernel."""
         cut = self.thresholds.exp() - REACH[self.kernel] * self.bandwidth
         return above(pre_codes, cut.nextafter(cut.new_tensor(-torch.inf)))
+
+    def select_active(self, pre_codes: Tensor) -> tuple[SparseCodes, Tensor]:
+        """Choose the pre-codes above their threshold."""
+        return above(pre_codes, self.thresholds.exp())
 
     def codes_of_stored(self, codes: SparseCodes, pre_codes: Tensor) -> Tensor:
         """Zero the stored pre-codes that do not exceed their threshold."""

@@ -15,6 +15,8 @@ from torch import Tensor
 
 _BLOCK_BYTES = 32 * 2**20
 _AT_CENTER = 1e-3
+# Rows small enough to stay in the processor's cache between two operations.
+_CACHED_ROWS = 512
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
@@ -187,7 +189,7 @@ class InputStatistics:
         """Compute the statistics, in float64."""
         sample = random_rows(len(data), max(2, _BLOCK_BYTES // (8 * data.shape[1])))
         center = geometric_median(data.take(sample).double())
-        squares = [(b.double() - center).square().sum(dim=1) for b in data.blocks()]
+        squares = [(x.double() - center).square().sum(dim=1) for x in _cached(data)]
         return cls(center, torch.cat(squares))
 
 
@@ -239,10 +241,15 @@ def mean_and_variance(data: RowBatches) -> tuple[Tensor, float]:
 
     The variance of constant data is 0, whatever rounding makes of it.
     """
-    mean = torch.stack([b.double().sum(dim=0) for b in data.blocks()]).sum(dim=0) / len(data)
-    squares = [(b.double() - mean).square().sum() for b in data.blocks()]
+    mean = torch.stack([x.double().sum(dim=0) for x in _cached(data)]).sum(dim=0) / len(data)
+    squares = [(x.double() - mean).square().sum() for x in _cached(data)]
     variance = float(torch.stack(squares).sum()) / (len(data) * len(mean))
     return mean, variance if variance > rounding(mean) else 0.0
+
+
+def _cached(data: RowBatches) -> Iterator[Tensor]:
+    for block in data.blocks():
+        yield from block.split(_CACHED_ROWS)
 
 
 def rounding(mean: Tensor) -> float:

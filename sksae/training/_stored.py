@@ -72,7 +72,9 @@ class StoredSteps:
             return f"reference (plain torch on {self.device}: {self.obstacle})"
         dense = ""
         if self.n_dense:
-            dense = f"; {self.n_dense} of {self.n_steps} steps in plain torch: too many active codes"
+            dense = (
+                f"; {self.n_dense} of {self.n_steps} steps in plain torch: too many active codes"
+            )
         return f"{self.device.type} ({name()}{dense})"
 
 

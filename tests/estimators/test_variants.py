@@ -179,7 +179,7 @@ def test_multiplier_is_trained_and_part_of_the_dictionary(rows):
     np.testing.assert_allclose(norms, norms[0], rtol=1e-5)
     codes = sae.transform(rows)
     back = codes @ sae.components_ + sae.decoder_bias_
-    np.testing.assert_allclose(sae.inverse_transform(codes), back, rtol=1e-5)
+    np.testing.assert_allclose(sae.inverse_transform(codes), back, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,106 @@
+"""Blocks of rows to codes and back, without gradients and without dense codes where possible."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from ..kernels import SparseCodes, sum_rows
+from ..training._data import as_tensor
+
+
+class Coder:
+    """Encodes and reconstructs blocks of rows.
+
+    On the CPU, with the linear encoder, dense codes are never made: the active ones are
+    selected from the pre-codes, whose memory is used again for each block.
+
+    Parameters
+    ----------
+    module : SAEModule
+        In evaluation mode.
+    backend : str
+        "reference" computes dense codes always.
+    """
+
+    def __init__(self, module, backend: str) -> None:
+        self.module, self.device = module, module.decoder_bias.device
+        on_cpu = self.device.type == "cpu" and backend != "reference"
+        self.selects = on_cpu and module.has_linear_encoder
+        self._buffer: Tensor | None = None
+
+    def encode(self, x: Tensor) -> tuple[SparseCodes, Tensor]:
+        """Give the active codes of a block (n, n_features) and their values, in input units."""
+        if self.selects:
+            return self.module.encode_sparse(x, self._pre_codes(len(x)))
+        codes = self.encode_dense(x)
+        active = codes != 0
+        indptr = torch.zeros(len(codes) + 1, dtype=torch.int32, device=codes.device)
+        torch.cumsum(active.sum(dim=1), 0, dtype=torch.int32, out=indptr[1:])
+        columns = active.nonzero()[:, 1].int()
+        return SparseCodes(indptr, columns, codes.shape[1]), codes[active]
+
+    @torch.no_grad()
+    def encode_dense(self, x: Tensor) -> Tensor:
+        """Give the codes of a block as a dense tensor, in input units."""
+        with torch.autocast(self.device.type, enabled=False):
+            return self.module.encode(x)[1]
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Give the reconstruction of a block, in input units."""
+        if not self.selects:
+            with torch.autocast(self.device.type, enabled=False):
+                return self.module(x)[-1]
+        codes, values = self.encode(x)
+        bias = self.module.decoder_bias * self.module.input_scale
+        dictionary = self.module.get_dictionary()
+        return sum_rows(codes.indptr, codes.columns, values, dictionary) + bias
+
+    def _pre_codes(self, n: int) -> Tensor:
+        if self._buffer is None or len(self._buffer) < n:
+            self._buffer = self.module.decoder_bias.new_empty(n, self.module.nb_concepts)
+        return self._buffer[:n]
+
+
+class CSRBuilder:
+    """Collect blocks of codes into one CSR matrix with int32 indices where they fit."""
+
+    def __init__(self, n_columns: int) -> None:
+        self.n_columns = n_columns
+        self.counts: list[np.ndarray] = []
+        self.columns: list[np.ndarray] = []
+        self.values: list[np.ndarray] = []
+
+    def add(self, codes: SparseCodes, values: Tensor) -> None:
+        """Append the rows of a block."""
+        self.counts.append(codes.indptr.diff().cpu().numpy())
+        self.columns.append(codes.columns.cpu().numpy())
+        self.values.append(values.cpu().numpy())
+
+    def build(self) -> sparse.csr_matrix:
+        """Give the matrix of all the rows added, the columns of each row in order."""
+        counts = np.concatenate(self.counts)
+        n_stored = int(counts.sum(dtype=np.int64))
+        index = np.int32 if n_stored <= np.iinfo(np.int32).max else np.int64
+        indptr = np.zeros(len(counts) + 1, dtype=index)
+        np.cumsum(counts, out=indptr[1:])
+        columns = np.concatenate(self.columns).astype(index, copy=False)
+        values = np.concatenate(self.values)
+        codes = sparse.csr_matrix(
+            (values, columns, indptr), shape=(len(counts), self.n_columns), copy=False
+        )
+        codes.sort_indices()
+        return codes
+
+
+def decode_rows(Z, dictionary: np.ndarray) -> np.ndarray:
+    """Give ``Z @ dictionary`` for codes as an array or a CSR matrix."""
+    if not sparse.issparse(Z):
+        return np.asarray(Z) @ dictionary
+    if Z.indices.dtype != np.int32 or not Z.nnz:
+        return np.asarray(Z @ dictionary)
+    arrays = (as_tensor(a) for a in (Z.indptr, Z.indices, Z.data, dictionary))
+    return sum_rows(*arrays).numpy()

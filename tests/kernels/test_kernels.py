@@ -1,0 +1,213 @@
+"""The kernels against plain torch: selections, values, every gradient; odd shapes, ties, NaN."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from sksae.kernels import SparseCodes, _cpu, _threads, above, decode, encode, nth_largest, top_k
+
+N, M, D = 37, 131, 19
+TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-14}
+DTYPES = list(TOLERANCE)
+
+
+@pytest.fixture(params=["numba", "torch"], autouse=True)
+def loops(request, monkeypatch):
+    if request.param == "torch":
+        monkeypatch.setattr(_cpu, "compiled", lambda: None)
+    else:
+        pytest.importorskip("numba")
+    return request.param
+
+
+@pytest.fixture(params=DTYPES, ids=str)
+def dtype(request):
+    return request.param
+
+
+def numbers(*shape, dtype=torch.float64, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def dense_top_k(pre, k):
+    values, columns = pre.relu().topk(k, dim=1)
+    return torch.zeros_like(pre).scatter(1, columns, values)
+
+
+# -- selection ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [1, 2, 16, 33, M - 1, M])
+def test_top_k_gives_what_torch_gives(dtype, k):
+    pre = numbers(N, M, dtype=dtype)
+    codes, values = top_k(pre, k)
+    assert torch.equal(codes.dense(values), dense_top_k(pre, k))
+    assert codes.indptr.dtype == codes.columns.dtype == torch.int32
+
+
+@pytest.mark.parametrize("m", [1, 2, 63, 64, 65, 128, 1000, 5000])
+@pytest.mark.parametrize("scale", [1, 1e-30, 1e30])
+def test_top_k_of_any_width_and_size(m, scale):
+    pre = scale * numbers(5, m, dtype=torch.float32) * torch.tensor([[1], [100], [0.01], [1], [5]])
+    k = min(7, m)
+    codes, values = top_k(pre, k)
+    assert torch.equal(codes.dense(values), dense_top_k(pre, k))
+
+
+def test_top_k_stores_positive_entries_only():
+    pre = -numbers(4, M).abs()
+    pre[1, [3, 90]] = torch.tensor([1.0, 2.0], dtype=pre.dtype)
+    pre[2] = 0
+    codes, values = top_k(pre, 5)
+    assert codes.indptr.tolist() == [0, 0, 2, 2, 2]
+    assert sorted(values.tolist()) == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("k", [1, 8, 100])
+def test_top_k_of_ties_keeps_k_of_them(k):
+    pre = torch.ones(3, M)
+    pre[0, 5:9] = 2.0
+    codes, values = top_k(pre, k)
+    assert codes.indptr.diff().tolist() == [k] * 3
+    assert values[:k].sum() == k + min(k, 4)
+    for a, b in zip(codes.indptr[:-1], codes.indptr[1:], strict=True):
+        assert len(codes.columns[a:b].unique()) == k
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_top_k_of_numbers_that_are_none_stays_in_its_bounds(bad):
+    pre = numbers(6, M, dtype=torch.float32)
+    pre[::2, ::3] = bad
+    pre[5] = bad
+    codes, values = top_k(pre, 9)
+    assert len(codes.columns) == len(values) == codes.indptr[-1] <= 6 * 9
+    assert not len(values) or 0 <= codes.columns.min() <= codes.columns.max() < M
+
+
+def test_above_takes_one_cut_or_one_per_column(dtype):
+    pre, cut = numbers(N, M, dtype=dtype), numbers(M, dtype=dtype, seed=1)
+    for cut in (cut, cut[3]):
+        codes, values = above(pre, cut)
+        assert torch.equal(codes.dense(values), pre * (pre > cut))
+        assert torch.equal(codes.columns, (pre > cut).nonzero()[:, 1].int())
+    codes, values = above(pre, pre.new_tensor(torch.inf))
+    assert len(values) == 0 and codes.indptr.tolist() == [0] * (N + 1)
+
+
+def test_nth_largest(dtype):
+    x = numbers(100, dtype=dtype)
+    for n in (1, 2, 50, 100):
+        assert nth_largest(x, n) == x.sort(descending=True).values[n - 1]
+    assert nth_largest(torch.ones(4), 2) == 1
+
+
+# -- values and gradients -------------------------------------------------------------------------
+
+
+def parameters(m, d, dtype):
+    center, weight = 0.1 * numbers(d, dtype=dtype), numbers(m, d, dtype=dtype, seed=1) / d**0.5
+    bias, atoms = numbers(m, dtype=dtype, seed=2) / 10, numbers(m, d, dtype=dtype, seed=3)
+    return [x.requires_grad_() for x in (center, weight, bias, normalize(atoms, dim=1))]
+
+
+def loss_of(u, u_hat, z):
+    """A loss with gradients of different size in every entry, by codes and reconstruction."""
+    return (u - u_hat).square().mean() + (z.abs() ** 1.5).sum() / z.numel()
+
+
+@pytest.mark.parametrize(
+    "n, m, d, k", [(N, M, D, 5), (N, M, D, M), (1, 64, 7, 1), (5, 16, 1, 16), (300, 70, 3, 3)]
+)
+def test_values_and_gradients_are_those_of_autograd(dtype, n, m, d, k):
+    u = numbers(n, d, dtype=dtype, seed=4)
+    theirs, ours = parameters(m, d, dtype), parameters(m, d, dtype)
+    center, weight, bias, atoms = theirs
+    z = dense_top_k((u - center) @ weight.T + bias, k)
+    u_hat = z @ normalize(atoms, dim=1) + center
+    loss_of(u, u_hat, z).backward()
+    center, weight, bias, atoms = ours
+    buffer = torch.full((n, m), torch.nan, dtype=dtype)
+    values, codes = encode(u, center, weight, bias, lambda pre: top_k(pre, k), buffer)
+    u_hat2 = decode(codes, values, atoms, center)
+    loss = (u - u_hat2).square().mean() + (values.abs() ** 1.5).sum() / z.numel()
+    loss.backward()
+    tolerance = TOLERANCE[dtype]
+    assert torch.allclose(codes.dense(values), z, atol=tolerance)
+    assert torch.allclose(u_hat2, u_hat, atol=10 * tolerance)
+    for a, b in zip(theirs, ours, strict=True):
+        assert torch.allclose(a.grad, b.grad, atol=5 * tolerance * float(a.grad.abs().max()))
+
+
+def test_rows_without_codes_and_no_codes_at_all(dtype):
+    u, (center, weight, bias, atoms) = numbers(4, D, dtype=dtype), parameters(M, D, dtype)
+    none = lambda pre: above(pre, pre.new_tensor(1e9))  # noqa: E731
+    values, codes = encode(u, center, weight, bias, none, u.new_empty(4, M))
+    u_hat = decode(codes, values, atoms, center)
+    assert torch.equal(u_hat, center.expand(4, D))
+    (u_hat - u).square().sum().backward()
+    assert torch.allclose(center.grad, 2 * (center - u).sum(dim=0))
+    assert not any(x.grad.any() for x in (weight, bias, atoms))
+
+
+def test_a_gradient_that_is_not_contiguous(dtype):
+    u, (center, weight, bias, atoms) = numbers(4, D, dtype=dtype), parameters(M, D, dtype)
+    values, codes = encode(u, center, weight, bias, lambda p: top_k(p, 3), u.new_empty(4, M))
+    u_hat, other = decode(codes, values, atoms, center), numbers(D, 4, dtype=dtype, seed=5)
+    (grad,) = torch.autograd.grad(u_hat, values, other.T)
+    dense = other.T @ atoms.T
+    expected = dense[codes.rows.long(), codes.columns.long()]
+    assert torch.allclose(grad, expected, atol=10 * TOLERANCE[dtype])
+
+
+# -- layouts --------------------------------------------------------------------------------------
+
+
+def test_layouts_by_hand():
+    codes = SparseCodes(torch.tensor([0, 2, 2, 3]).int(), torch.tensor([2, 0, 2]).int(), 4)
+    values = torch.tensor([5.0, 0.0, 7.0])
+    assert codes.dense(values).tolist() == [[0, 0, 5, 0], [0, 0, 0, 0], [0, 0, 7, 0]]
+    assert codes.rows.tolist() == [0, 0, 2]
+    assert codes.fired(values).tolist() == [False, False, True, False]
+    starts, rows, order = codes.by_concept
+    assert starts.tolist() == [0, 1, 1, 3, 3]
+    assert rows.tolist() == [0, 0, 2] and order.tolist() == [1, 0, 2]
+    kept = codes.keep(values > 0)
+    assert kept.indptr.tolist() == [0, 1, 1, 2] and kept.columns.tolist() == [2, 2]
+
+
+# -- threads --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 5])
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 100])
+def test_ranges_cover_everything_once(n_threads, n, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
+    seen = np.zeros(n, dtype=int)
+
+    def work(start, stop):
+        seen[start:stop] += 1
+
+    _threads.split(work, n, 3)
+    assert (seen == 1).all()
+
+
+def test_an_error_in_a_thread_arrives(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+
+    def work(start, stop):
+        if start:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        _threads.split(work, 10)
+
+
+def test_results_do_not_depend_on_threads(monkeypatch):
+    pre = numbers(200, 600, dtype=torch.float32)
+    results = []
+    for n_threads in (1, 4):
+        monkeypatch.setattr(torch, "get_num_threads", lambda n=n_threads: n)
+        codes, values = top_k(pre, 8)
+        results.append(codes.dense(values))
+    assert torch.equal(*results)

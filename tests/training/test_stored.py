@@ -1,0 +1,153 @@
+"""Training on stored codes against training in plain torch, and when which of them runs."""
+
+import numpy as np
+import pytest
+import torch
+from skorch.callbacks import GradientNormClipping
+
+from sksae import BatchTopKSAE, JumpReLUSAE, TopKSAE, VanillaSAE
+from sksae.datasets import make_activations
+from sksae.kernels import _cpu
+from sksae.losses import SAELossClasses
+
+C = 96
+FIFTY_STEPS = {"nb_epochs": 5, "batch_size": 100, "random_state": 0}
+SPARSE = "stored codes only"
+
+
+@pytest.fixture(scope="module")
+def X():
+    return make_activations(n_samples=1000, n_features=24, random_state=0)[0].astype(np.float64)
+
+
+def pair(cls, X, **params):
+    fits = [cls(C, backend=b, **FIFTY_STEPS, **params).fit(X) for b in ("reference", "cpu")]
+    assert all(sae.n_steps_ == 50 for sae in fits)
+    return fits
+
+
+def assert_equal_fits(slow, fast, tolerance=1e-7):
+    for name, value in slow.module_.state_dict().items():
+        other = fast.module_.state_dict()[name]
+        np.testing.assert_allclose(other.double(), value.double(), rtol=tolerance, atol=tolerance)
+    for key in ("train_loss", "explained_variance", "l0", "dead_fraction"):
+        np.testing.assert_allclose(fast.history_[:, key], slow.history_[:, key], atol=tolerance)
+    assert fast.l0_ == pytest.approx(slow.l0_) and fast.dead_fraction_ == slow.dead_fraction_
+
+
+VARIANTS = {
+    "topk": (TopKSAE, {"top_k": 6}),
+    "batchtopk": (BatchTopKSAE, {"top_k": 6}),
+    "jumprelu": (JumpReLUSAE, {"target_l0": 6}),
+    "triangular": (JumpReLUSAE, {"kernel": "triangular", "bandwidth": 0.2}),
+    "cosine": (JumpReLUSAE, {"kernel": "cosine", "bandwidth": 0.2}),
+    "vanilla": (VanillaSAE, {}),
+}
+
+# What the kernels serve: dead concepts, clipping, optimizers, units, callbacks and so on.
+SERVED = {
+    "no AuxK": {"auxk_coefficient": 0},
+    "AuxK": {"dead_after": 60, "k_aux": 3},
+    "clip_grad": {"clip_grad": 1e-3},
+    "optimizer_class": {"optimizer_class": torch.optim.SGD, "lr": 0.1},
+    "optimizer_params": {"optimizer_params": {"weight_decay": 0.01, "amsgrad": True}},
+    "scheduler_class": {"scheduler_class": None, "lr": 1e-3},
+    "outlier_ratio": {"outlier_ratio": 1.1},
+    "callbacks": {"callbacks": [GradientNormClipping(1e-3)]},
+    "monitoring": {"monitoring": 7, "validation_fraction": 0.2, "nb_epochs": 6},
+    "criterion": {"criterion": SAELossClasses.MSE},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("loops", ["numba", "torch"])
+def test_fifty_steps_are_those_of_plain_torch(name, loops, X, monkeypatch):
+    if loops == "torch":
+        monkeypatch.setattr(_cpu, "compiled", lambda: None)
+    else:
+        pytest.importorskip("numba")
+    cls, params = VARIANTS[name]
+    slow, fast = pair(cls, X, **params)
+    assert fast.backend_.startswith("cpu (stored codes only")
+    assert ("Numba" in fast.backend_) == (loops == "numba")
+    assert slow.backend_ == "reference (plain torch on cpu: as asked for)"
+    assert_equal_fits(slow, fast)
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_what_the_kernels_serve(name, X):
+    params = {"top_k": 6, **FIFTY_STEPS, **SERVED[name]}
+    slow, fast = (TopKSAE(C, backend=b, **params).fit(X) for b in ("reference", "cpu"))
+    if name == "criterion":
+        assert "criterion is not 'mse'" in fast.backend_
+    else:
+        assert SPARSE in fast.backend_
+    if name == "AuxK":  # that it acted
+        without = TopKSAE(C, backend="cpu", **params | {"auxk_coefficient": 0}).fit(X)
+        assert not np.allclose(without.components_, fast.components_)
+    assert_equal_fits(slow, fast)
+
+
+def squared(x, x_hat, pre_codes, codes, dictionary):
+    return (x - x_hat).square().mean()
+
+
+@pytest.mark.parametrize(
+    "cls, params, reason",
+    [
+        (TopKSAE, {"use_amp": True}, "use_amp"),
+        (TopKSAE, {"encoder_module": "mlp_ln_1"}, "encoder_module is not the linear one"),
+        (TopKSAE, {"criterion": squared}, "criterion is not 'mse'"),
+        (TopKSAE, {"criterion": "dead_neurons_reanimation"}, "criterion is not 'mse'"),
+        (TopKSAE, {"dictionary_params": {"normalization": "l1"}}, "dictionary_params"),
+        (TopKSAE, {"dictionary_params": {"use_multiplier": True}}, "dictionary_params"),
+        (JumpReLUSAE, {"kernel": "gaussian"}, "kernel='gaussian' gives every pre-code a gradient"),
+    ],
+)
+def test_what_they_do_not_serve_runs_in_plain_torch_and_is_said(cls, params, reason, X):
+    X = X[:100].astype(np.float32)
+    sae = cls(C, backend="cpu", nb_epochs=1, random_state=0, **params).fit(X)
+    assert sae.backend_.startswith("reference (plain torch on cpu: ")
+    assert reason in sae.backend_
+
+
+def test_auto_looks_at_sizes(X):
+    def backend_of(**params):
+        return TopKSAE(nb_epochs=1, random_state=0, **params).fit(X[:200]).backend_
+
+    assert SPARSE in backend_of(nb_concepts=512, top_k=8)
+    assert "64 concepts are too few" in backend_of(nb_concepts=64, top_k=8)
+    assert "top_k=100 of 512 concepts are too many" in backend_of(nb_concepts=512, top_k=100)
+
+
+def test_auto_leaves_batches_with_many_codes_to_plain_torch(X):
+    params = {"l1_coefficient": 1e-6, "nb_epochs": 4, "batch_size": 100, "random_state": 0}
+    auto, slow = (VanillaSAE(512, backend=b, **params).fit(X) for b in ("auto", "reference"))
+    assert "40 of 40 steps in plain torch: too many active codes" in auto.backend_
+    np.testing.assert_allclose(auto.components_, slow.components_)
+
+
+def test_a_fit_goes_on_with_other_kernels(X):
+    first = TopKSAE(C, top_k=6, backend="cpu", warm_start=True, **FIFTY_STEPS).fit(X)
+    second = TopKSAE(C, top_k=6, backend="reference", warm_start=True, **FIFTY_STEPS).fit(X)
+    first.set_params(backend="reference").fit(X)
+    second.set_params(backend="cpu").fit(X)
+    assert_equal_fits(first, second)
+
+
+def test_weights_that_became_nan_are_an_error(X):
+    sae = TopKSAE(512, top_k=8, lr=1e200, nb_epochs=20, random_state=0, backend="cpu")
+    with pytest.raises(FloatingPointError, match="not finite at training step"):
+        sae.fit(X)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_encoding_is_that_of_plain_torch(name, X):
+    cls, params = VARIANTS[name]
+    sae = cls(C, nb_epochs=2, random_state=0, **params).fit(X)
+    codes, back, score = sae.transform(X), sae.inverse_transform(sae.transform(X)), sae.score(X)
+    assert codes.has_sorted_indices and codes.indices.dtype == np.int32
+    sae.set_params(backend="reference")
+    np.testing.assert_allclose(codes.toarray(), sae.transform(X).toarray(), atol=1e-12)
+    np.testing.assert_allclose(back, codes.toarray() @ sae.components_ + sae.decoder_bias_)
+    assert score == pytest.approx(sae.score(X), abs=1e-12)
