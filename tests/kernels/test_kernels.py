@@ -87,10 +87,10 @@ def test_top_k_of_numbers_that_are_none_stays_in_its_bounds(bad):
 
 def test_above_takes_one_cut_or_one_per_column(dtype):
     pre, cut = numbers(N, M, dtype=dtype), numbers(M, dtype=dtype, seed=1)
-    for cut in (cut, cut[3]):
-        codes, values = above(pre, cut)
-        assert torch.equal(codes.dense(values), pre * (pre > cut))
-        assert torch.equal(codes.columns, (pre > cut).nonzero()[:, 1].int())
+    for one_or_all in (cut, cut[3]):
+        codes, values = above(pre, one_or_all)
+        assert torch.equal(codes.dense(values), pre * (pre > one_or_all))
+        assert torch.equal(codes.columns, (pre > one_or_all).nonzero()[:, 1].int())
     codes, values = above(pre, pre.new_tensor(torch.inf))
     assert len(values) == 0 and codes.indptr.tolist() == [0] * (N + 1)
 
