@@ -135,14 +135,39 @@ def _rows(name: str, state: torch.Tensor, shape: tuple[int, int], picked: torch.
     return flat[picked.to(flat.device)].to("cpu", torch.float32).numpy()
 
 
-def batches(sequences: list[Sequence], batch_size: int) -> list[list[Sequence]]:
-    """Group sequences of like length, the longest first, so that memory runs out at once."""
+# Tokens of a batch, padding included. On the CPU a batch that leaves its caches is slower.
+TOKENS = {"cpu": 4096}
+_TOKENS_ELSEWHERE = 32768
+
+
+def batches(
+    sequences: list[Sequence], batch_size: int | str, device: str = "cpu"
+) -> list[list[Sequence]]:
+    """Group sequences of like length, the longest first, so that memory runs out at once.
+
+    Parameters
+    ----------
+    sequences : list of Sequence
+    batch_size : int or "auto"
+        Sequences of a batch. "auto" takes as many as come to 4,096 tokens on the CPU, to
+        32,768 on another device, padding included, and at least one.
+    device : str, default="cpu"
+        The type of the device.
+
+    Returns
+    -------
+    list of list of Sequence
+    """
     lengths = np.array([len(sequence.at) for sequence in sequences])
-    order = np.argsort(-lengths, kind="stable")
-    return [
-        [sequences[i] for i in order[at : at + batch_size]]
-        for at in range(0, len(order), batch_size)
-    ]
+    order = np.argsort(-lengths, kind="stable").tolist()
+    budget = TOKENS.get(device, _TOKENS_ELSEWHERE)
+    grouped, at = [], 0
+    while at < len(order):
+        fitting = max(1, budget // lengths[order[at]])
+        n = fitting if batch_size == "auto" else int(batch_size)
+        grouped.append([sequences[i] for i in order[at : at + n]])
+        at += n
+    return grouped
 
 
 def device_of(model: nn.Module) -> torch.device:
