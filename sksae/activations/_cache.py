@@ -19,7 +19,6 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from . import _loading as loading
 from ._fingerprint import digest
 from ._texts import Texts
 
@@ -191,11 +190,6 @@ class NoGroup:
     def exclusive(self) -> AbstractContextManager[None]:
         """Do nothing."""
         return nullcontext()
-
-
-def memory_of_process() -> Memory:
-    """Give the memory of this process, which goes when the last extractor that uses it goes."""
-    return loading.shared("memory cache", (), Memory)
 
 
 @contextmanager

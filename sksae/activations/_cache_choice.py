@@ -18,6 +18,8 @@ from ._cache_folder import FORMAT, FolderGroup, import_zarr
 from ._forward import device_of
 
 _MISTAKEN = {"", "memory", "disk", "folder", "ram", "none", "no", "off", "true", "false", "yes"}
+# Indices of folders that an extractor and its clones keep open.
+_OPENED = 16
 
 
 def check_cache(cache: Any, owner: str) -> None:
@@ -49,8 +51,8 @@ def check_cache(cache: Any, owner: str) -> None:
 
 def open_group(
     cache: Any,
-    memory: Memory | None,
     size: int,
+    held: dict[Any, Any],
     model: nn.Module,
     tokenizer: Any,
     n_features: int,
@@ -62,10 +64,10 @@ def open_group(
     Parameters
     ----------
     cache : "memory", path or None
-    memory : Memory, or None
-        What "memory" stands for.
     size : int
-        Most bytes of it.
+        Most bytes in memory.
+    held : dict
+        Where the cache is put so that it lasts: it is gone with the last place that holds it.
     model : torch.nn.Module
     tokenizer : PreTrainedTokenizerFast
     n_features : int
@@ -95,14 +97,20 @@ def open_group(
     }
     written = json.dumps(about, sort_keys=True, indent=1)
     group = fingerprint.digest(written.encode())
-    if memory is not None:
+    if cache == "memory":
+        held["memory"] = memory = loading.shared("memory cache", (), Memory)
         return memory.group(group, size)
     folder = Path(cache).absolute()
-    return loading.shared(
+    found = loading.shared(
         "folder cache",
         (str(folder), group),
         lambda: FolderGroup(folder, group, written, n_features, owner),
     )
+    opened = held.setdefault("folders", {})
+    opened[folder, group] = opened.pop((folder, group), found)
+    if len(opened) > _OPENED:
+        del opened[next(iter(opened))]
+    return found
 
 
 def _arithmetic(device: str) -> list:

@@ -79,7 +79,8 @@ class Segment:
         about = root.attrs.asdict()
         if about.get("format") != FORMAT or about.get("group") != group.hex():
             raise ValueError("it is no segment of this cache")
-        _check_files(path, about["files"])
+        self.files = about["files"]
+        self.check()
         self.values, self.spans = root["values"], root["spans"]
         texts = root["texts"][:]
         self.keys = [row.tobytes() for row in np.ascontiguousarray(texts[:, :2])]
@@ -89,18 +90,17 @@ class Segment:
         if self.values.shape != (total, n_features) or self.spans.shape != (total, 3):
             raise ValueError("its arrays do not fit together")
 
+    def check(self) -> None:
+        """Compare the files with those written: zarr reads a chunk that is lost as zeros."""
+        for name, size in self.files.items():
+            if (self.path / name).stat().st_size != size:
+                raise ValueError(f"{name} is not as long as it was written")
+
     def handles(self) -> Iterator[tuple[bytes, Handle]]:
         """Give the key and place of each text."""
         columns = (self.at.tolist(), self.n_rows.tolist(), self.n_tokens.tolist())
         for key, at, n_rows, n_tokens in zip(self.keys, *columns, strict=True):
             yield key, Handle(self, at, n_rows, n_tokens)
-
-
-def _check_files(path: Path, listed: dict[str, int]) -> None:
-    """Compare the files with those that were written: zarr reads a missing chunk as zeros."""
-    for name, size in listed.items():
-        if (path / name).stat().st_size != size:
-            raise ValueError(f"{name} is not as long as it was written")
 
 
 class FolderGroup:
@@ -138,12 +138,14 @@ class FolderGroup:
         return {key: index[key] for key in keys if key in index}
 
     def _look(self) -> None:
-        with suppress(FileNotFoundError), os.scandir(self.path) as there:
-            new = sorted(entry.name for entry in there if entry.name not in self._seen)
-            for name in new:
-                if name not in _OWN and not name.startswith((_PARTIAL, ".")):
-                    self._seen.add(name)
-                    self._open(name)
+        there: list[str] = []
+        with self._passing(self.path, "cannot be read"):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                there = os.listdir(self.path)
+        for name in sorted(set(there) - self._seen):
+            if name not in _OWN and not name.startswith((_PARTIAL, ".")):
+                self._seen.add(name)
+                self._open(name)
 
     def _open(self, name: str) -> None:
         path = self.path / name
@@ -170,6 +172,7 @@ class FolderGroup:
         for segment, places in by_segment.items():
             done = False
             with self._passing(segment.path, "is damaged, and its texts are run again. Delete it"):
+                segment.check()
                 _copy(segment.values, values, places)
                 _copy(segment.spans, spans, places)
                 done = True

@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from .._device import resolve_device
 from .._sklearn import HasMethods, Interval, StrOptions, fit_context, output_container
 from . import _loading as loading
-from ._cache import NoGroup, memory_of_process, text_keys
+from ._cache import NoGroup, text_keys
 from ._cache_choice import check_cache, open_group
 from ._forward import Forward, device_of, position_limit
 from ._layers import find_layers
@@ -475,14 +475,10 @@ class TransformerActivationExtractor(TransformerMixin, SharesModel):
             "long_text": self.long_text,
             "skip_first": self.skip_first,
         }
-        memory = None
-        if self.cache == "memory":
-            # Held by the clones, so that it lasts as long as they do.
-            memory = self._family().setdefault("memory", memory_of_process())
         return open_group(
             self.cache,
-            memory,
             self.cache_size,
+            self._family(),
             model,
             tokenizer,
             self.n_features_out_,
