@@ -78,8 +78,9 @@ class TransformerActivationExtractor(TransformerMixin, SharesModel):
         How the tokens of a word, sentence or sample are made one row, feature by feature.
         "signed_max" takes the value farthest from zero.
     batch_size : int or "auto", default="auto"
-        Texts run at once. "auto" takes as many of like length as come to 4,096 tokens on the
-        CPU, or to 32,768 on another device, padding included.
+        Texts run at once. "auto" takes as many of like length as come to 1,024 tokens for each
+        thread of torch on the CPU (16,384 at most), to 32,768 on another device, padding
+        included, and at least one.
     max_length : int, default=None
         Most tokens run at once, special ones included. None takes the smaller of what the
         tokenizer and the model's positions allow, or 512 where neither says.
