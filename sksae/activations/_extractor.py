@@ -14,12 +14,25 @@ from sklearn.utils.validation import check_is_fitted
 from .._device import resolve_device
 from .._sklearn import HasMethods, Interval, StrOptions, fit_context, output_container
 from . import _loading as loading
-from ._forward import Forward, batches, device_of, position_limit
-from ._layers import evaluating, find_layers
+from ._cache import NoGroup, text_keys
+from ._cache_choice import check_cache, open_group
+from ._forward import Forward, device_of, position_limit
+from ._layers import find_layers
 from ._rows import Rows, rows_frame, with_rows
+from ._run import Run, Setup, n_run, run_plan
 from ._sharing import SharesModel
 from ._texts import Texts, Tokens, check_texts, tokenize
-from ._units import AGGREGATIONS, GRANULARITIES, Plan, Pool, cut, make_plan, special_strings
+from ._units import (
+    AGGREGATIONS,
+    GRANULARITIES,
+    POOLED,
+    Plan,
+    Pool,
+    cut,
+    make_plan,
+    special_strings,
+    strings_of,
+)
 
 # Of a tokenizer and a model that name no limit.
 _DEFAULT_LENGTH = 512
@@ -64,8 +77,10 @@ class TransformerActivationExtractor(TransformerMixin, SharesModel):
             default="mean"
         How the tokens of a word, sentence or sample are made one row, feature by feature.
         "signed_max" takes the value farthest from zero.
-    batch_size : int, default=32
-        Texts run at once.
+    batch_size : int or "auto", default="auto"
+        Texts run at once. "auto" takes as many of like length as come to 1,024 tokens for each
+        thread of torch on the CPU (16,384 at most), to 32,768 on another device, padding
+        included, and at least one.
     max_length : int, default=None
         Most tokens run at once, special ones included. None takes the smaller of what the
         tokenizer and the model's positions allow, or 512 where neither says.
@@ -87,6 +102,14 @@ class TransformerActivationExtractor(TransformerMixin, SharesModel):
         For a model given by name, further arguments of ``AutoModel.from_pretrained``.
     tokenizer_params : dict, default=None
         Arguments of ``AutoTokenizer.from_pretrained``, where the tokenizer is loaded.
+    cache : "memory", str, path or None, default="memory"
+        Where rows are kept, so that no text runs through the same model twice. "memory" is
+        shared by all extractors of this process and is free again when the last of them is
+        gone. A folder is shared by processes, and stays; it needs the extra ``sksae[cache]``.
+        None keeps nothing.
+    cache_size : int, default=2_000_000_000
+        Most bytes kept in memory, in each process. Those unused for longest make room. A
+        folder has no limit.
     progress : bool, default=False
         Show a bar that counts tokens.
 
@@ -110,6 +133,17 @@ class TransformerActivationExtractor(TransformerMixin, SharesModel):
     -----
     Pickling keeps a model object with its weights, a model given by name as the name. Clones
     hold what they loaded together, so that a search loads a model once in each process.
+
+    The cache goes by content: a text is found in whatever list, order or number it comes
+    again, in ``fit_transform``, ``transform`` and scoring alike, under the hash of the model's
+    weights, settings and code, of the tokenizer, and of all parameters that rows follow from.
+    Models, layers and settings never share rows, and a model object that was trained or
+    changed since is another model. Rows from the cache are bit for bit those of the run that
+    put them there. Another batch would have rounded them differently, in float32 by about
+    1e-6 of their size. Within one call equal texts run once. Weights changed through
+    ``tensor.data`` or NumPy are noticed, but in models over 1 GB only where the change
+    reaches one of 64 sampled blocks of the tensor. A model with forward hooks of others, or
+    with weights that are not in memory, is run without the cache. Pickles never carry it.
 
     ``padding_side`` of the tokenizer is followed where the model takes positions; rows are
     the same on either side.
@@ -136,7 +170,7 @@ class TransformerActivationExtractor(TransformerMixin, SharesModel):
         "tokenizer": [None, str, os.PathLike, HasMethods(["convert_ids_to_tokens"])],
         "granularity": [StrOptions(set(GRANULARITIES))],
         "aggregation": [StrOptions(set(AGGREGATIONS))],
-        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "max_length": [None, Interval(Integral, 1, None, closed="left")],
         "long_text": [StrOptions({"truncate", "windows"})],
         "skip_first": [Interval(Integral, 0, None, closed="left")],
@@ -145,6 +179,8 @@ class TransformerActivationExtractor(TransformerMixin, SharesModel):
         "revision": [None, str],
         "model_params": [None, dict],
         "tokenizer_params": [None, dict],
+        "cache": [None, str, os.PathLike],
+        "cache_size": [Interval(Integral, 0, None, closed="left")],
         "progress": ["boolean"],
     }
 
@@ -156,7 +192,7 @@ class TransformerActivationExtractor(TransformerMixin, SharesModel):
         tokenizer=None,
         granularity="token",
         aggregation="mean",
-        batch_size=32,
+        batch_size="auto",
         max_length=None,
         long_text="truncate",
         skip_first=0,
@@ -165,6 +201,8 @@ class TransformerActivationExtractor(TransformerMixin, SharesModel):
         revision=None,
         model_params=None,
         tokenizer_params=None,
+        cache="memory",
+        cache_size=2_000_000_000,
         progress=False,
     ):
         self.model = model
@@ -181,6 +219,8 @@ class TransformerActivationExtractor(TransformerMixin, SharesModel):
         self.revision = revision
         self.model_params = model_params
         self.tokenizer_params = tokenizer_params
+        self.cache = cache
+        self.cache_size = cache_size
         self.progress = progress
 
     @fit_context(prefer_skip_nested_validation=True)
@@ -201,6 +241,7 @@ class TransformerActivationExtractor(TransformerMixin, SharesModel):
         """
         check_texts(X, type(self).__name__)
         self._check_combinations()
+        check_cache(self.cache, type(self).__name__)
         model, tokenizer = self._load()
         layers = find_layers(model, self.layer)
         self.max_length_ = self._resolve_max_length(model, tokenizer)
@@ -231,12 +272,18 @@ class TransformerActivationExtractor(TransformerMixin, SharesModel):
         """
         check_is_fitted(self)
         texts = check_texts(X, type(self).__name__)
-        tokens = self._tokenize(texts)
-        plan = self._plan(tokens, texts)
-        values, rows = self._run(tokens, plan), self._rows(tokens, plan, texts)
+        model, tokenizer = self._loaded()
+        group = self._cache_group(model, tokenizer)
+        keys = range(len(texts.texts)) if isinstance(group, NoGroup) else text_keys(texts)
+        with self._bar() as bar:
+            result = Run(self._setup(), texts, keys, group, bar).result()
+        self._warn_if_truncated(result.n_tokens)
+        start, end, special = result.spans.T
+        text = np.repeat(np.arange(len(texts.texts)), result.n_rows)
+        rows = Rows(text, start, end, texts.texts, strings_of(special, tokenizer))
         if output_container(self) == "pandas":
-            return rows_frame(values, rows)
-        return with_rows(values, rows)
+            return rows_frame(result.values, rows)
+        return with_rows(result.values, rows)
 
     def get_feature_names_out(self, input_features=None):
         """Name the columns ``"{layer}_{i}"``, by the full path of their layer.
@@ -361,53 +408,84 @@ class TransformerActivationExtractor(TransformerMixin, SharesModel):
         return tokens
 
     def _plan(self, tokens: Tokens, texts: Texts) -> Plan:
+        self._warn_if_truncated(np.diff(tokens.bounds))
+        return self._plan_silently(tokens, texts)
+
+    def _plan_silently(self, tokens: Tokens, texts: Texts) -> Plan:
         side = getattr(self._loaded()[1], "truncation_side", "right")
         sequences = cut(tokens, self.max_length_, self.long_text, side)
-        n_long = int((np.diff(tokens.bounds) > self.max_length_).sum())
+        return make_plan(
+            tokens, texts, sequences, self.granularity, self.aggregation, self.skip_first
+        )
+
+    def _warn_if_truncated(self, n_tokens: np.ndarray) -> None:
+        n_long = int((n_tokens > self.max_length_).sum())
         if n_long and self.long_text == "truncate":
             warnings.warn(
-                f"{n_long} of {len(texts.texts)} texts have more than "
+                f"{n_long} of {len(n_tokens)} texts have more than "
                 f"max_length={self.max_length_} tokens and were truncated. Raise max_length, or "
                 "use long_text='windows'.",
                 UserWarning,
                 stacklevel=4,
             )
-        return make_plan(
-            tokens, texts, sequences, self.granularity, self.aggregation, self.skip_first
-        )
 
     def _rows(self, tokens: Tokens, plan: Plan, texts: Texts) -> Rows:
         specials = special_strings(tokens, plan, self._loaded()[1])
         return Rows(plan.text, plan.start, plan.end, texts.texts, specials)
 
     def _run(self, tokens: Tokens, plan: Plan, batch_size: int | None = None) -> np.ndarray:
+        """Run a plan as it is, without the cache."""
+        setup = self._setup()
+        if batch_size is not None:
+            setup = setup._replace(batch_size=batch_size)
+        pool = Pool(plan.sizes, self.n_features_out_, self.aggregation)
+        with self._bar(n_run(plan)) as bar:
+            return run_plan(setup, tokens, plan, pool, bar)
+
+    def _setup(self) -> Setup:
+        model, tokenizer = self._loaded()
+        return Setup(
+            model=model,
+            tokenizer=tokenizer,
+            layers=self.layer_names_,
+            n_features=self.n_features_out_,
+            aggregation=self.aggregation,
+            batch_size=self.batch_size,
+            tokenize=self._tokenize,
+            plan=self._plan_silently,
+        )
+
+    def _bar(self, total=None):
         from tqdm import tqdm
 
-        model, tokenizer = self._loaded()
-        modules = dict(model.named_modules())
-        forward = Forward(model, {name: modules[name] for name in self.layer_names_}, tokenizer)
-        pool = Pool(plan.sizes, self.n_features_out_, self.aggregation)
-        sequences = [s for s in plan.sequences if _rows_here(s, plan.row).size]
-        n_tokens = sum(len(s.at) for s in sequences)
-        bar = tqdm(
+        return tqdm(
             desc=", ".join(self.layer_names_),
-            total=n_tokens,
+            total=total,
             unit="token",
             unit_scale=True,
             disable=not self.progress,
         )
-        with bar, evaluating(model):
-            for batch in batches(sequences, batch_size or self.batch_size):
-                wanted = [_rows_here(s, plan.row) for s in batch]
-                ids = [tokens.ids[s.at] for s in batch]
-                types = tokens.types
-                states = forward.batch(
-                    ids, None if types is None else [types[s.at] for s in batch], wanted
-                )
-                rows = [plan.row[s.at[w]] for s, w in zip(batch, wanted, strict=True)]
-                pool.add(np.concatenate(rows), states)
-                bar.update(sum(len(x) for x in ids))
-        return pool.result()
+
+    def _cache_group(self, model, tokenizer):
+        """Give what holds the rows of this model at these settings."""
+        settings = {
+            "layers": self.layer_names_,
+            "granularity": self.granularity,
+            "aggregation": self.aggregation if self.granularity in POOLED else None,
+            "max_length": self.max_length_,
+            "long_text": self.long_text,
+            "skip_first": self.skip_first,
+        }
+        return open_group(
+            self.cache,
+            self.cache_size,
+            self._family(),
+            model,
+            tokenizer,
+            self.n_features_out_,
+            settings,
+            type(self).__name__,
+        )
 
     def __sklearn_clone__(self):
         copy = super().__sklearn_clone__()
@@ -429,12 +507,6 @@ class TransformerActivationExtractor(TransformerMixin, SharesModel):
         tags.input_tags.two_d_array = False
         tags.transformer_tags.preserves_dtype = []
         return tags
-
-
-def _rows_here(sequence, row: np.ndarray) -> np.ndarray:
-    """Give the positions of a sequence whose hidden states go into rows."""
-    wanted = row[sequence.at] >= 0
-    return np.flatnonzero(wanted if sequence.owned is None else wanted & sequence.owned)
 
 
 def _check_cls(first_ids: np.ndarray, tokenizer) -> None:

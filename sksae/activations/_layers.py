@@ -220,15 +220,29 @@ def probe(
     return _checked(model, layers, outputs)
 
 
+class _Watch:
+    """A hook that reads the output of a layer."""
+
+    def __init__(self, name: str, seen: Any):
+        self.name = name
+        self.seen = seen
+
+    def __call__(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        self.seen(self.name, output)
+
+
+def is_own_hook(hook: Any) -> bool:
+    """Tell whether a forward hook is one of those that `run_to` and `probe` use to read."""
+    return isinstance(hook, _Watch)
+
+
 @contextmanager
 def _watching(layers: Mapping[str, nn.Module], seen: Any) -> Iterator[None]:
     """Call ``seen(name, output)`` whenever a layer has run."""
     handles = []
     try:
         for name, module in layers.items():
-            handles.append(
-                module.register_forward_hook(lambda _m, _a, out, name=name: seen(name, out))
-            )
+            handles.append(module.register_forward_hook(_Watch(name, seen)))
         yield
     finally:
         for handle in handles:

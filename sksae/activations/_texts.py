@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Set
+import threading
+import weakref
+from collections.abc import Iterable, Mapping, Set
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 
 # Texts handed to the tokenizer at once: its Python lists are short-lived, the arrays stay.
 _CHUNK = 2048
+
+_LOCKS: weakref.WeakKeyDictionary[Any, threading.Lock] = weakref.WeakKeyDictionary()
+_LOCKS_LOCK = threading.Lock()
 
 
 class Texts(NamedTuple):
@@ -130,16 +136,17 @@ def tokenize(tokenizer: Any, texts: Texts, want_words: bool = False) -> Tokens:
     """
     parts = []
     for at in range(0, len(texts.texts), _CHUNK):
-        encoded = tokenizer(
-            texts.texts[at : at + _CHUNK],
-            add_special_tokens=True,
-            padding=False,
-            truncation=False,
-            return_attention_mask=False,
-            return_offsets_mapping=True,
-            return_special_tokens_mask=True,
-            verbose=False,
-        )
+        with _lock_of(tokenizer):
+            encoded = tokenizer(
+                texts.texts[at : at + _CHUNK],
+                add_special_tokens=True,
+                padding=False,
+                truncation=False,
+                return_attention_mask=False,
+                return_offsets_mapping=True,
+                return_special_tokens_mask=True,
+                verbose=False,
+            )
         parts.append(_arrays(encoded, want_words and texts.word_spans is None))
     ids, spans, special, word, types, lengths = (
         np.concatenate(arrays) for arrays in zip(*parts, strict=True)
@@ -160,6 +167,15 @@ def tokenize(tokenizer: Any, texts: Texts, want_words: bool = False) -> Tokens:
     return tokens._replace(word=_given_words(tokens, texts.word_spans))
 
 
+def _lock_of(tokenizer: Any) -> Any:
+    """Give the lock of a tokenizer, which sets itself up anew in each call and must not then run.
+
+    Clones share a tokenizer, and so may threads.
+    """
+    with _LOCKS_LOCK:
+        return _LOCKS.setdefault(tokenizer, threading.Lock())
+
+
 def _arrays(encoded: Any, want_words: bool) -> tuple[np.ndarray, ...]:
     lists = encoded["input_ids"]
     words: list[int] = []
@@ -168,7 +184,7 @@ def _arrays(encoded: Any, want_words: bool) -> tuple[np.ndarray, ...]:
             words += [-1 if word is None else word for word in encoded.word_ids(i)]
     return (
         _chain(lists),
-        _chain(encoded["offset_mapping"]).reshape(-1, 2),
+        _chain(chain.from_iterable(encoded["offset_mapping"])).reshape(-1, 2),
         _chain(encoded["special_tokens_mask"]).astype(bool),
         np.array(words, dtype=np.int64),
         _chain(encoded.get("token_type_ids", [])),
@@ -176,8 +192,8 @@ def _arrays(encoded: Any, want_words: bool) -> tuple[np.ndarray, ...]:
     )
 
 
-def _chain(lists: list) -> np.ndarray:
-    return np.array([value for values in lists for value in values], dtype=np.int64)
+def _chain(lists: Iterable) -> np.ndarray:
+    return np.fromiter(chain.from_iterable(lists), dtype=np.int64)
 
 
 def _special_ids(tokenizer: Any) -> list[int]:

@@ -9,6 +9,8 @@ import numpy as np
 from ._texts import Texts, Tokens, locate, sentence_begins
 
 GRANULARITIES = ("token", "all_tokens", "word", "sentence", "sample", "cls")
+# Those whose rows are made of several tokens.
+POOLED = ("word", "sentence", "sample")
 AGGREGATIONS = ("mean", "max", "min", "sum", "signed_max", "first", "last")
 
 
@@ -204,13 +206,22 @@ def _one_per_unit(unit: np.ndarray, which: str) -> np.ndarray:
 
 def special_strings(tokens: Tokens, plan: Plan, tokenizer: Any) -> np.ndarray | None:
     """Give the strings of the rows that are added special tokens, None for other rows."""
-    first = plan.first
-    is_special = tokens.special[first] & (plan.start == plan.end)
+    return strings_of(special_ids(tokens, plan), tokenizer)
+
+
+def special_ids(tokens: Tokens, plan: Plan) -> np.ndarray:
+    """Give the ids of the rows that are added special tokens, -1 for other rows."""
+    is_special = tokens.special[plan.first] & (plan.start == plan.end)
+    return np.where(is_special, tokens.ids[plan.first], -1)
+
+
+def strings_of(ids: np.ndarray, tokenizer: Any) -> np.ndarray | None:
+    """Give the strings of special tokens, None for the id -1, or None if there are no others."""
+    is_special = ids >= 0
     if not is_special.any():
         return None
-    strings = np.full(len(first), None, dtype=object)
-    ids = tokens.ids[first[is_special]]
-    strings[is_special] = tokenizer.convert_ids_to_tokens(ids.tolist())
+    strings = np.full(len(ids), None, dtype=object)
+    strings[is_special] = tokenizer.convert_ids_to_tokens(ids[is_special].tolist())
     return strings
 
 
@@ -224,12 +235,22 @@ class Pool:
     n_features : int
     aggregation : str
         One of `AGGREGATIONS`.
+    values : ndarray of float32, shape (n_rows, n_features), default=None
+        Where the pooled rows go. What is in it stays where no token comes, and where
+        ``sizes`` is 1.
     """
 
-    def __init__(self, sizes: np.ndarray, n_features: int, aggregation: str):
+    def __init__(
+        self,
+        sizes: np.ndarray,
+        n_features: int,
+        aggregation: str,
+        values: np.ndarray | None = None,
+    ):
         self.sizes = sizes
         self.aggregation = aggregation
-        self.values = np.empty((len(sizes), n_features), dtype=np.float32)
+        shape = (len(sizes), n_features)
+        self.values = np.empty(shape, dtype=np.float32) if values is None else values
         self._single = bool((sizes == 1).all())
         self._seen = np.zeros(len(sizes), dtype=bool)
 

@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from ..activations import TransformerActivationExtractor
-from ..activations._forward import Forward
+from ..activations._forward import Forward, device_of
 from ..activations._texts import check_texts
 from ..activations._units import Sequence, cut, make_plan
 from ..estimators import BaseSAE
@@ -132,6 +132,7 @@ class Site:
         self.model, tokenizer = reader.model, reader.tokenizer
         self.layer = reader.layer_names_[0]
         self.batch_size = reader.batch_size
+        self.device = device_of(self.model).type
         self.n_texts = len(texts.texts)
         self.head = head
         self.forward = Forward(self.model, {}, tokenizer)

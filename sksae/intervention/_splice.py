@@ -409,7 +409,7 @@ def _flat_logits(site: Site, batch: list[Sequence], fill: Fill) -> torch.Tensor:
 def _small_batches(site: Site, vocabulary: int) -> Iterator[list[Sequence]]:
     """Cut the batches so that their logits stay in memory; leave out what predicts nothing."""
     long_enough = [s for s in site.sequences if site.targets_of(s).size]
-    for batch in batches(long_enough, site.batch_size):
+    for batch in batches(long_enough, site.batch_size, site.device):
         size = max(1, _LOGITS // (len(batch[0].at) * vocabulary))
         yield from (batch[at : at + size] for at in range(0, len(batch), size))
 
@@ -465,7 +465,7 @@ def _accuracy(site: Site, y: Any) -> SplicedAccuracy:
 
 def _share_right(site: Site, y: np.ndarray, fill: Fill) -> float:
     text, n_right = site.tokens.text, 0
-    for batch in batches(site.sequences, site.batch_size):
+    for batch in batches(site.sequences, site.batch_size, site.device):
         found = site.logits(batch, fill).argmax(dim=1).cpu().numpy()
         n_right += int((found == y[text[[s.at[0] for s in batch]]]).sum())
     return n_right / site.n_texts

@@ -38,14 +38,26 @@ def other_padding(tokenizer, **changes):
         ({"long_text": "split"}, "The 'long_text' parameter of Trans"),
         (
             {"batch_size": 0},
-            "The 'batch_size' parameter of TransformerActivationExtractor must be an int in the "
-            "range [1, inf). Got 0 instead.",
+            "The 'batch_size' parameter of TransformerActivationExtractor must be a str among "
+            "{'auto'} or an int in the range [1, inf). Got 0 instead.",
         ),
         ({"skip_first": -1}, "must be an int in the range [0, inf). Got -1 instead."),
         ({"max_length": 0}, "must be None or an int in the range [1, inf). Got 0 instead."),
         ({"model": 3}, "The 'model' parameter of TransformerActivationExtractor must be"),
         ({"tokenizer": 3}, "The 'tokenizer' parameter of TransformerActivationExtractor must be"),
         ({"layer": 1.5}, "The 'layer' parameter of TransformerActivationExtractor must be"),
+        ({"cache": True}, "The 'cache' parameter of TransformerActivationExtractor must be"),
+        (
+            {"cache": "None"},
+            "The 'cache' parameter of TransformerActivationExtractor must be 'memory', None or a "
+            "folder. Got 'None' instead. For a folder of that name, write './None'.",
+        ),
+        (
+            {"cache": __file__},
+            "The 'cache' parameter of TransformerActivationExtractor must be 'memory', None or a "
+            f"folder. Got the file '{__file__}' instead.",
+        ),
+        ({"cache_size": -1}, "must be an int in the range [0, inf). Got -1 instead."),
         ({"progress": "yes"}, "The 'progress' parameter of TransformerActivationExtractor must"),
         ({"layer": "layer.9"}, "No module named 'layer.9' in BertModel"),
         (

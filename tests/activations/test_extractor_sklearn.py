@@ -57,9 +57,9 @@ def test_defaults_follow_the_documented_signature():
     assert Extractor is TransformerActivationExtractor
     assert str(signature) == (
         "(model, layer, *, tokenizer=None, granularity='token', aggregation='mean', "
-        "batch_size=32, max_length=None, long_text='truncate', skip_first=0, device='auto', "
+        "batch_size='auto', max_length=None, long_text='truncate', skip_first=0, device='auto', "
         "dtype='float32', revision=None, model_params=None, tokenizer_params=None, "
-        "progress=False)"
+        "cache='memory', cache_size=2000000000, progress=False)"
     )
 
 
