@@ -120,9 +120,7 @@ def test_blocks_nest(tiny_llama, sae, ids, state_at):
             after = state_at(tiny_llama, block, input_ids=ids)
         alone = state_at(tiny_llama, block, input_ids=ids)
     torch.testing.assert_close(after.double(), expected, atol=2e-5, rtol=1e-5)
-    torch.testing.assert_close(
-        alone.double(), by_hand(sae, before, first), atol=2e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(alone.double(), by_hand(sae, before, first), atol=2e-5, rtol=1e-5)
     with intervene(tiny_llama, 0, sae, {a: 3.0}), intervene(tiny_llama, 1, sae, {b: Scale(2)}):
         both = logits(tiny_llama, ids)
     with replacing(tiny_llama, 0, lambda x: by_hand(sae, x, first).to(x)):
