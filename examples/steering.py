@@ -34,7 +34,7 @@ from sksae.intervention import Add, effects, intervene
 # token is left out (``skip_first=1``): its hidden state is many times longer than the
 # others, whatever the token, and has nothing to do with the text.
 
-n_train, n_test = scaled(200, small=80), scaled(40, small=8)
+n_train, n_test = scaled(160, small=80), scaled(24, small=8)
 texts, topics = bbc_news(n_train + n_test, n_characters=400)
 train_texts, test_texts, train_topics = texts[:n_train], texts[n_train:], topics[:n_train]
 
@@ -78,13 +78,12 @@ for topic, concept in chosen.items():
 # ---------
 # ``intervene`` acts in every forward pass inside the block, those of ``generate`` included. We
 # add to the code of one concept, on all tokens but the first, and let the model go on
-# from a prompt that says nothing of any topic. The amounts are shares of the largest code that
-# the concept has in the training articles: codes have the unit of the hidden states, and what
-# is much differs from concept to concept.
+# from a prompt that says nothing of any topic. How much to add, the codes tell: here the largest
+# one that the concept has in the training articles.
 #
-# *Read back* is a check on our own reading: the text written is given to the model as it is,
-# without any intervention, and the number is the concept's largest code in it, again as a share
-# of the largest one in the articles.
+# *Read back* is a check on our own reading: the text is given to the model as it is, outside
+# the block, and the number is the concept's largest code in it, as a share of the largest one
+# in the articles.
 
 
 n_tokens = scaled(24, small=12)
@@ -121,9 +120,9 @@ print(
     f'\n"{prompt}", as the model goes on without intervention\n\n  {" / ".join(plain.splitlines())}'
 )
 
-print("\nturned up by 0.75 of the largest code (read back without, then with; the text)\n")
+print("\nturned up by the largest code (read back without, then with; the text)\n")
 for topic, concept in chosen.items():
-    with intervene(model, None, pipe, {concept: Add(0.75 * largest[concept])}):
+    with intervene(model, None, pipe, {concept: Add(largest[concept])}):
         text = written(prompt)
     before = read_back(concept, prompt, plain)
     show(f"{topic:14}{before:5.2f}", prompt, text, concept)
@@ -138,9 +137,10 @@ for topic, concept in chosen.items():
 topic = "tech"
 concept = chosen[topic]
 print(f"\nmore and more of concept {names[concept]} (share of the largest code, read back)\n")
-for amount in scaled([0.25, 0.5, 0.75, 1.0, 1.5], small=[0.25, 1.5]):
+for amount in scaled([0.25, 0.5, 0.75, 1.0, 1.5, 2.0], small=[0.5, 2.0]):
     with intervene(model, None, pipe, {concept: Add(amount * largest[concept])}):
-        show(f"{amount:g}", prompt, written(prompt), concept)
+        text = written(prompt)
+    show(f"{amount:g}", prompt, text, concept)
 
 # %%
 # Turned off
@@ -161,7 +161,8 @@ for topic in scaled(list(chosen), small=["sports"]):
     print(f'  "{about[topic]}"')
     show("as it is", about[topic], written(about[topic]), chosen[topic])
     with intervene(model, None, pipe, {chosen[topic]: "ablate"}):
-        show("ablated", about[topic], written(about[topic]), chosen[topic])
+        text = written(about[topic])
+    show("ablated", about[topic], text, chosen[topic])
 
 # %%
 # What does the model lose?
