@@ -130,7 +130,7 @@ for topic, concept in chosen.items():
 # %%
 # How much is enough?
 # -------------------
-# Little shows nothing, and too much takes the hidden states to where no text takes them: the
+# Too little shows nothing, and too much takes the hidden states to where no text takes them: the
 # model repeats the concept's words and loses its grammar. Between lies what is called
 # steering; where, one has to try.
 
@@ -182,7 +182,8 @@ print(f"\nablated in {n_test} held-out articles: loss without edits {found.loss:
 print(table.to_string(float_format="%.4f"))
 
 # %%
-# Where such a concept is active, the model predicts the next token worse without it: it does
-# something for the prediction, and does not merely go along. Over all tokens the loss changes
-# little: no concept is active everywhere, and of a topic many concepts know. That is also why
-# a text may come out the same with one of them off.
+# Above 0, the model predicts worse without the concept: it had a use for it. Most of the chosen
+# concepts cost more than most of the random ones, but none costs much, and one may cost nothing:
+# that a concept steers when turned up does not mean that the model cannot do without it. Many
+# concepts know of a topic, and make up for one another. That is also why a text may come out
+# the same with one of them off. Where a concept is active on few tokens, its line is mostly noise.

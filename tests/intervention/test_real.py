@@ -32,8 +32,11 @@ def smollm(full_smollm_path):
 
 @pytest.fixture(scope="module")
 def late(smollm, full_smollm_path):
-    """A pipeline on the block before the last but one."""
-    acts = Extractor(smollm, 27, tokenizer=full_smollm_path, skip_first=1)
+    """A pipeline on the last block but two."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(full_smollm_path)
+    acts = Extractor(smollm, 27, tokenizer=tokenizer, skip_first=1)
     sae = TopKSAE(64, top_k=8, nb_epochs=40, batch_size=32, device="cpu", random_state=0)
     return make_pipeline(acts, sae).fit(NEWS)
 
@@ -113,10 +116,10 @@ def test_an_encoder_padded_in_a_batch(minilm_path):
 
 
 def test_what_the_strongest_concepts_do_is_more_than_what_weak_ones_do(late):
-    codes = late.transform(NEWS)
+    codes = late.transform(NEWS[:4])
     order = np.argsort(codes.toarray().sum(axis=0), kind="stable")
     order = order[codes.getnnz(axis=0)[order] > 0]
-    found = effects(late, NEWS, [*order[-3:].tolist(), *order[:3].tolist()])
+    found = effects(late, NEWS[:4], [*order[-3:].tolist(), *order[:3].tolist()])
     assert 3 < found.loss < 5
-    assert found.kl[:3].min() > found.kl[3:].max()
+    assert found.kl[:3].mean() > 2 * found.kl[3:].mean()
     assert found.loss_change[:3].mean() > 0
