@@ -106,6 +106,9 @@ def intervene(model, layer, sae, edits, positions=None, keep_error=True) -> Iter
     codes too; steps before the SAE other than a ``StandardScaler`` let none pass and say so.
     The SAE computes in its own precision and on its own device, the hidden states keep theirs.
 
+    Whatever runs the model inside the block sees the edits, an extractor that shares it too:
+    read codes outside the block. ``output_hidden_states=True`` may give the layer's own states.
+
     References
     ----------
     .. [1] Marks et al. (2024), "Sparse Feature Circuits: Discovering and Editing Interpretable
