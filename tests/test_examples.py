@@ -160,7 +160,7 @@ def test_steering(run, full_smollm_path):
     assert all(text.strip() != plain for *_, text in lines)
     # What is written has more of the concept than what would have been written.
     before, after = (sum(float(line[i]) for line in lines) for i in (1, 2))
-    assert after > before + 0.3
+    assert after > before + 0.1
 
     ablated = out.partition("ablated, on a prompt")[2]
     assert float(re.search(r"^  as it is +(\d\.\d\d) ", ablated, re.MULTILINE)[1]) > 0.3
