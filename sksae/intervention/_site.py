@@ -130,6 +130,7 @@ class Site:
         _check_reader(parts, reader)
         self.parts = parts
         self.model, tokenizer = reader.model, reader.tokenizer
+        self.tokenizer = tokenizer
         self.layer = reader.layer_names_[0]
         self.batch_size = reader.batch_size
         self.device = device_of(self.model).type

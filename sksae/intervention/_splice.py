@@ -481,25 +481,29 @@ def _n_classes(site: Site) -> int:
     return logits.shape[1]
 
 
-def _label_ids(y: Any, n_texts: int, n_classes: int, model: nn.Module) -> np.ndarray:
+def _label_ids(
+    y: Any, n_texts: int, n_classes: int, model: nn.Module, name: str = "y"
+) -> np.ndarray:
     """Turn classes, by number or by name, into the numbers of their logits."""
     y = np.asarray(y)
     if y.dtype == object and all(isinstance(value, Integral) for value in y.flat):
         y = y.astype(np.int64)
     if y.shape != (n_texts,):
-        raise ValueError(f"y must hold one class for each of {n_texts} texts. Got shape {y.shape}.")
+        raise ValueError(
+            f"{name} must hold one class for each of {n_texts} texts. Got shape {y.shape}."
+        )
     if y.dtype.kind in "iub":
         if y.min() < 0 or y.max() >= n_classes:
             raise ValueError(
-                f"y holds the classes {y.min()} to {y.max()}, and {type(model).__name__} has "
+                f"{name} holds the classes {y.min()} to {y.max()}, and {type(model).__name__} has "
                 f"{n_classes}, numbered from 0."
             )
         return y.astype(np.int64)
     label2id = getattr(getattr(model, "config", None), "label2id", None) or {}
-    unknown = sorted({str(name) for name in y} - set(label2id))
+    unknown = sorted({str(label) for label in y} - set(label2id))
     if unknown:
         raise ValueError(
-            f"y holds {unknown[0]!r}, which config.label2id of {type(model).__name__} does not "
-            f"know: {list(label2id)[:8]}. Pass these names, or the numbers of the classes."
+            f"{name} holds {unknown[0]!r}, which config.label2id of {type(model).__name__} does "
+            f"not know: {list(label2id)[:8]}. Pass these names, or the numbers of the classes."
         )
-    return np.array([int(label2id[str(name)]) for name in y], dtype=np.int64)
+    return np.array([int(label2id[str(label)]) for label in y], dtype=np.int64)
