@@ -63,6 +63,7 @@ MAY_IMPORT = {
     "estimators": {"activations", "losses", "modules", "training"},
     "interpretation": {"activations", "estimators", "metrics"},
     "intervention": {"activations", "estimators", "metrics"},
+    "attribution": {"activations", "estimators", "intervention", "metrics"},
     "datasets": set(),
 }
 ONLY_IMPORTER = {"overcomplete": "modules", "skorch": "training"}

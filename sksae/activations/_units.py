@@ -140,7 +140,7 @@ def make_plan(
         unit = np.where(solid, np.cumsum(solid) - 1, -1)[unit] if len(unit) else unit
         first, start, end = first[solid], start[solid], end[solid]
     if aggregation in {"first", "last"}:
-        unit = _one_per_unit(unit, aggregation)
+        unit = one_per_unit(unit, aggregation)
     row = np.full(len(text), -1, dtype=np.int64)
     row[kept] = unit
     sizes = np.bincount(unit[unit >= 0], minlength=len(first))
@@ -192,7 +192,7 @@ def _spans(tokens, texts, granularity, kept, heads) -> tuple[np.ndarray, np.ndar
     return start, np.maximum.reduceat(tokens.end[kept], heads)
 
 
-def _one_per_unit(unit: np.ndarray, which: str) -> np.ndarray:
+def one_per_unit(unit: np.ndarray, which: str) -> np.ndarray:
     """Leave only the first or the last token of each unit in it."""
     at_edge = np.ones(len(unit), dtype=bool)
     if which == "first":
@@ -224,12 +224,16 @@ class Pool:
     n_features : int
     aggregation : str
         One of `AGGREGATIONS`.
+    dtype : numpy dtype, default=float32
+        Of the pooled rows.
     """
 
-    def __init__(self, sizes: np.ndarray, n_features: int, aggregation: str):
+    def __init__(
+        self, sizes: np.ndarray, n_features: int, aggregation: str, dtype: Any = np.float32
+    ):
         self.sizes = sizes
         self.aggregation = aggregation
-        self.values = np.empty((len(sizes), n_features), dtype=np.float32)
+        self.values = np.empty((len(sizes), n_features), dtype=dtype)
         self._single = bool((sizes == 1).all())
         self._seen = np.zeros(len(sizes), dtype=bool)
 
