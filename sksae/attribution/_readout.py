@@ -76,6 +76,8 @@ class Readout:
 
     def __init__(self, site: Site, target: Any, position: Any):
         self.site = site
+        # Heads that read the first token would find padding there; to others it is the same.
+        site.forward.pad_left = False
         if not site.sequences:
             raise ValueError(
                 f"None of the {site.n_texts} texts has a token. Pass texts that have some."
@@ -137,10 +139,7 @@ class Readout:
         Tensor of shape (n_texts, n_logits)
             Those of the classes, or of the tokens at one position.
         """
-        width = max(len(x) for x in ids)
-        left = self.site.forward.pad_left
-        at = [p + (width - len(x) if left else 0) for p, x in zip(positions, ids, strict=True)]
-        more, columns = {}, np.array(at)
+        more, columns = {}, np.array(positions)
         if self._picks:
             kept, columns = np.unique(columns, return_inverse=True)
             more = {"logits_to_keep": torch.from_numpy(kept)}
@@ -242,9 +241,7 @@ class Readout:
         if target is None:
             return np.full(self.site.n_texts, -1, dtype=np.int64)
         read = self._token if self.of_tokens else self._class
-        each = self._one_each(target, "target")
-        known = {key: read(key) for key in dict.fromkeys(each)}
-        return np.array([known[key] for key in each], dtype=np.int64)
+        return np.array([read(t) for t in self._one_each(target, "target")], dtype=np.int64)
 
     def _one_each(self, value: Any, name: str) -> list[Any]:
         if isinstance(value, str | Integral):
