@@ -65,8 +65,11 @@ def encoder(classifier, minilm_path):
 
 
 @pytest.fixture(scope="module")
-def causal(smollm_path):
-    acts = Extractor(smollm_path, 4, skip_first=1)
+def causal(full_smollm_path):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(full_smollm_path, dtype=torch.float32)
+    acts = Extractor(model, 20, tokenizer=full_smollm_path, skip_first=1)
     sae = TopKSAE(256, top_k=8, nb_epochs=40, batch_size=32, random_state=0)
     return make_pipeline(acts, sae).fit(TEXTS)
 
@@ -99,24 +102,20 @@ def test_the_concepts_of_a_classifier(encoder, method):
     strongest_against_random(encoder, texts, found)
 
 
-@pytest.mark.parametrize("method", ["gradient_x_activation", "integrated_gradients"])
-def test_the_concepts_of_a_language_model(causal, method):
-    texts = TEXTS[1::4]
-    found = concept_output_attribution(
-        causal, texts, attribution_method=method, batch_size=8, n_steps=32
-    )
+def test_the_concepts_of_a_language_model(causal):
+    texts = TEXTS[1::6]
+    found = concept_output_attribution(causal, texts)
     np.testing.assert_allclose(found.logits, found.logits_replaced, rtol=1e-4, atol=1e-3)
-    if method == "integrated_gradients":
-        change = found.logits_replaced - found.logits_baseline
-        np.testing.assert_allclose(found.delta, 0, atol=0.02 * np.abs(change).max())
     strongest_against_random(causal, texts, found)
 
 
-def test_one_token_of_a_text_decides_more_than_the_rest(causal):
-    text = ["The capital of France is Paris. The capital of France is"]
+def test_one_row_of_a_text_decides_more_than_the_rest(causal):
+    text = ["Monday, Tuesday, Wednesday, Thursday,"]
     found = concept_output_attribution(
-        causal, text, target=" Paris", attribution_method="ablation", per_position=True
+        causal, text, attribution_method="integrated_gradients", per_position=True, n_steps=32
     )
-    assert found.target_names == [" Paris"]
+    assert found.target_names == [" Friday"]
+    change = found.logits_replaced - found.logits_baseline
+    np.testing.assert_allclose(found.delta, 0, atol=0.02 * np.abs(change).max())
     by_row = np.abs(found.scores.toarray()).sum(axis=1)
     assert by_row.argmax() == len(by_row) - 1  # the one that the logits are read from
