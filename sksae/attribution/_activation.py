@@ -19,7 +19,7 @@ from ._cases import Case
 # Most codes held at once.
 _CODES = 2**25
 
-_ROLES = ("mask", "pad")
+_ROLES = ("mask", "pad", "eos")
 
 
 class ConceptActivation:
@@ -214,8 +214,8 @@ def find_baseline(baseline: Any, tokenizer: Any, n_tokens: int | None, owner: st
 
     Parameters
     ----------
-    baseline : None, int, or {"mask", "pad", "zero"}
-        None takes the mask token, or the padding token, or zeros: the first that there is.
+    baseline : None, int, or {"mask", "pad", "eos", "zero"}
+        None takes the first of the four that there is.
     tokenizer : PreTrainedTokenizerFast
     n_tokens : int, or None
         Number of token ids that the model knows.

@@ -26,7 +26,7 @@ _N_SAMPLES = {True: 50, False: 512}
 _CONSTRAINTS: dict[str, list[Any]] = {
     "granularity": [StrOptions({"token", "word", "sentence"})],
     "reduction": [StrOptions({"sum", "max"}), Integral],
-    "baseline": [None, StrOptions({"mask", "pad", "zero"}), Integral],
+    "baseline": [None, StrOptions({"mask", "pad", "eos", "zero"}), Integral],
     "n_steps": [Interval(Integral, 1, None, closed="left")],
     "n_samples": [None, Interval(Integral, 1, None, closed="left")],
     "noise": [Interval(Real, 0, None, closed="left")],
@@ -85,10 +85,11 @@ def input_concept_attribution(
     reduction : {"sum", "max"} or int, default="sum"
         How the activations of a text's rows are made one number: their sum, the largest, or
         that of one row, counted from 0 or negatively from the end.
-    baseline : {"mask", "pad", "zero"} or int, default=None
-        What stands for an absent unit: the embedding of the mask or padding token or of the
-        token of this id, or zeros. None takes the first of the three that there is. Used by
-        all methods but saliency, input x gradient and those with noise.
+    baseline : {"mask", "pad", "eos", "zero"} or int, default=None
+        What stands for an absent unit: the embedding of the mask, padding or end-of-text token
+        or of the token of this id, or zeros. None takes the first of the four that there is.
+        Used by all methods but saliency, input x gradient and those with noise. Zeros suit
+        few models: near them a layer that normalises changes abruptly.
     n_steps : int, default=50
         Of integrated gradients: points on the way from the baseline to the text.
     n_samples : int, default=None
@@ -130,7 +131,7 @@ def input_concept_attribution(
     Warns
     -----
     UserWarning
-        If texts are truncated, or if a concept is off in all texts.
+        If texts are truncated, or if all concepts asked for are off in all texts.
 
     Notes
     -----
@@ -147,16 +148,19 @@ def input_concept_attribution(
     square_grad          mean square of such gradients, summed over the unit [6]_.
     var_grad             variance of such gradients, summed over the unit [7]_.
     occlusion            f(x) minus f with the unit replaced by the baseline [8]_.
-    lime                 coefficients of a ridge regression of f on which units are present,
-                         copies near the text weighing more [9]_.
+    lime                 coefficients of a linear regression of f on which units are
+                         present, copies near the text weighing more [9]_.
     kernel_shap          Shapley values of the units: exact where ``n_samples`` admits all
                          2**n_units coalitions, else estimated from random ones [4]_.
     ==================== ==================================================================
 
     The scores of integrated gradients, gradient SHAP and kernel SHAP sum to ``f(x) - f(x')``,
-    up to ``delta``. For integrated gradients that is the error of taking ``n_steps`` points:
-    which concepts are active changes in jumps on the way, so that it falls slowly; raise
-    ``n_steps`` where it is large beside ``values``.
+    up to ``delta``. With a `VanillaSAE`, whose codes are continuous, the delta of integrated
+    gradients is the error of taking ``n_steps`` points and goes to 0 as they grow. The codes of
+    `TopKSAE`, `BatchTopKSAE` and `JumpReLUSAE` jump between 0 and a threshold where a concept is
+    selected, and no gradient sees a jump: ``-delta`` then holds the sum of the jumps on the
+    way, however many the points, which is credit that no unit gets. Where it is large beside
+    ``values``, take kernel SHAP, which gives all credit away, or occlusion.
 
     Gradients are those of the code that was selected: 0 where the concept is off (by ReLU, by
     its threshold, or as it is not among the ``top_k``), and blind to what would turn it on.
@@ -261,13 +265,13 @@ def _seeds(method: Method, random_state: Any, n_texts: int) -> list[int | None]:
 
 
 def _warn_if_off(values: np.ndarray, names: Sequence[Any]) -> None:
-    off = [str(name) for name, column in zip(names, values.T, strict=True) if not column.any()]
-    if off:
-        are, them = ("s are", "them") if len(off) > 1 else (" is", "it")
-        shown = ", ".join(off[:5]) + (f" and {len(off) - 5} more" if len(off) > 5 else "")
-        warnings.warn(
-            f"The concept{are} off in all {len(values)} inputs, so that scores tell at most what "
-            f"keeps {them} off: {shown}.",
-            UserWarning,
-            stacklevel=3,
-        )
+    if values.any():
+        return
+    are, them = ("s are", "them") if len(names) > 1 else (" is", "it")
+    shown = ", ".join(map(str, names[:5])) + (", ..." if len(names) > 5 else "")
+    warnings.warn(
+        f"The concept{are} off in all {len(values)} inputs, so that scores tell at most what "
+        f"keeps {them} off: {shown}.",
+        UserWarning,
+        stacklevel=3,
+    )

@@ -15,8 +15,6 @@ from ._surrogate import LeastSquares, all_coalitions, shapley_kernel
 
 # Of LIME's exponential kernel over cosine distances: that of the authors' package for text.
 _KERNEL_WIDTH = 0.25
-# Ridge penalty of LIME's linear model, in the authors' package.
-_RIDGE = 1.0
 
 
 class Settings(NamedTuple):
@@ -200,7 +198,7 @@ def _occlusion(captum, f, n_units, settings):
 
 
 def _lime(captum, f, n_units, settings):
-    method = captum.Lime(f, LeastSquares(_RIDGE), _similarity)
+    method = captum.Lime(f, LeastSquares(), _similarity)
     return _surrogate(method, n_units, settings.n_samples, settings.batch_size)
 
 

@@ -33,7 +33,8 @@ class InputAttribution:
         The same where every unit is replaced by the baseline.
     delta : ndarray of the shape of ``values``, or None
         For methods whose scores should sum to ``values - baseline_values``: the sum of the
-        scores of each text, minus that. 0 is exact. None for other methods.
+        scores of each text, minus that. 0 is exact; `input_concept_attribution` tells what
+        else it may be. None for other methods.
     concept : int or ndarray of int, shape (n_concepts,)
         The concept, or all of them.
     names : list of str

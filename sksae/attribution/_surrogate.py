@@ -17,10 +17,7 @@ _ALL = 1e6
 class LeastSquares:
     """Weighted least squares with an intercept, in float64: captum's interface of a model.
 
-    Parameters
-    ----------
-    ridge : float, default=0.0
-        Penalty on the squares of the coefficients; the intercept has none.
+    Where there are fewer samples than units, the smallest coefficients that fit are taken.
 
     Examples
     --------
@@ -31,8 +28,7 @@ class LeastSquares:
     [2.0, -0.5]
     """
 
-    def __init__(self, ridge: float = 0.0):
-        self.ridge = ridge
+    def __init__(self) -> None:
         self._coefficients = np.zeros(0)
 
     def fit(self, train_data: Any, **_: Any) -> None:
@@ -42,11 +38,7 @@ class LeastSquares:
         total = w.sum()
         z_mean, y_mean = (w @ Z) / total, (w @ y) / total
         root = np.sqrt(w)
-        A = root[:, None] * (Z - z_mean)
-        if self.ridge:
-            A = np.concatenate([A, math.sqrt(self.ridge) * np.eye(A.shape[1])])
-        b = np.zeros(len(A))
-        b[: len(y)] = root * (y - y_mean)
+        A, b = root[:, None] * (Z - z_mean), root * (y - y_mean)
         self._coefficients = np.linalg.lstsq(A, b, rcond=None)[0]
 
     def representation(self) -> torch.Tensor:
