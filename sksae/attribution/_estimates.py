@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from ._codes_path import LogitOfCodes
+from ._methods import captum_attr
 
 
 class Settings(NamedTuple):
@@ -20,28 +21,16 @@ class Settings(NamedTuple):
     rng: np.random.RandomState
 
 
-def captum() -> Any:
-    """Import captum.attr, an optional dependency."""
-    try:
-        import captum.attr
-    except ImportError as exc:
-        raise ImportError(
-            "Missing optional dependency 'captum', needed by sksae.attribution. Try: "
-            "pip install 'sksae[attribution]'."
-        ) from exc
-    return captum.attr
-
-
 def gradient_x_activation(logit: LogitOfCodes, settings: Settings) -> torch.Tensor:
     """Give code times derivative; a switch at 1 times its derivative is that of its codes."""
     on = logit.constant(1).requires_grad_()
-    return captum().InputXGradient(logit).attribute(on).detach()
+    return captum_attr().InputXGradient(logit).attribute(on).detach()
 
 
 def integrated_gradients(logit: LogitOfCodes, settings: Settings) -> torch.Tensor:
     """Integrate the derivatives on the straight way from all switches at 0 to all at 1."""
     return (
-        captum()
+        captum_attr()
         .IntegratedGradients(logit)
         .attribute(
             logit.constant(1),
@@ -55,7 +44,7 @@ def integrated_gradients(logit: LogitOfCodes, settings: Settings) -> torch.Tenso
 
 def ablation(logit: LogitOfCodes, settings: Settings) -> torch.Tensor:
     """Turn off one switch after the other."""
-    method = captum().FeatureAblation(logit)
+    method = captum_attr().FeatureAblation(logit)
     return method.attribute(logit.constant(1), perturbations_per_eval=settings.rows_at_once)
 
 
@@ -66,7 +55,7 @@ def orders(rng: np.random.RandomState, n: int, n_samples: int) -> Iterator[list[
 
 def shapley_sampling(logit: LogitOfCodes, settings: Settings) -> torch.Tensor:
     """Turn the switches on in random orders."""
-    method = captum().ShapleyValueSampling(logit)
+    method = captum_attr().ShapleyValueSampling(logit)
     # captum's own orders come from the global generator.
     method.permutation_generator = lambda n, n_samples: orders(settings.rng, n, n_samples)
     return method.attribute(

@@ -18,7 +18,8 @@ from ..activations._rows import Rows, with_rows
 from ..estimators import BaseSAE
 from ..intervention._site import Parts, Site
 from ._codes_path import Case, CaseMaker, LogitOfCodes, pieces
-from ._estimates import METHODS, Settings, captum, estimate
+from ._estimates import METHODS, Settings, estimate
+from ._methods import captum_attr
 from ._output_result import OutputAttribution
 from ._readout import Readout, head_of
 
@@ -207,7 +208,7 @@ def concept_output_attribution(
     """
     parts = Parts.of(pipe_or_sae, "concept_output_attribution")
     _check_choices(attribution_method, baseline, n_steps, n_samples)
-    captum()
+    captum_attr()
     baseline = _checked_baseline(baseline, parts.sae)
     settings = {
         "granularity": granularity,
