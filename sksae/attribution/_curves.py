@@ -114,8 +114,14 @@ def insertion_deletion(
         Number of points of a curve, at equal distances from no concept to all of them.
     n_random : int, default=3
         Number of random orders of each text.
-    model, layer, tokenizer, batch_size
+    model : str, path or torch.nn.Module, default=None
         As in `concept_output_attribution`.
+    layer : str or int, default=None
+        As in `concept_output_attribution`.
+    tokenizer : str, path or PreTrainedTokenizerFast, default=None
+        As in `concept_output_attribution`.
+    batch_size : int, default=None
+        Versions of a text run at once. None takes the extractor's, or 32.
     random_state : int, RandomState instance or None, default=None
         Makes the random orders repeatable.
     verbose : int, default=0
