@@ -11,7 +11,7 @@ import pytest
 import sksae
 
 ROOT = Path(sksae.__file__).parent
-HEAVY = "transformers overcomplete matplotlib timm cv2 torchvision openai captum".split()
+HEAVY = tuple("transformers overcomplete matplotlib timm cv2 torchvision openai captum".split())
 
 
 def test_public_names():

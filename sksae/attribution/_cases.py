@@ -201,7 +201,7 @@ def _number(one: Any, numbers: dict[str, int], nb_concepts: int, owner: str) -> 
             f"The 'concept' of {owner} must be the number or the feature name of a concept, or a "
             f"list of these. Got {one!r} instead."
         )
-    if not 0 <= one < nb_concepts:
+    if not 0 <= int(one) < nb_concepts:
         raise ValueError(
             f"concept={one} of {owner} is out of range: the SAE has {nb_concepts} concepts, "
             "numbered from 0."
@@ -212,6 +212,7 @@ def _number(one: Any, numbers: dict[str, int], nb_concepts: int, owner: str) -> 
 def given_names(pipe_or_sae: Any, nb_concepts: int) -> np.ndarray | None:
     """Give the names that the last interpreter of a pipeline has for the concepts."""
     for _, step in reversed(getattr(pipe_or_sae, "steps", [])):
-        if isinstance(step, ConceptInterpreter) and step.n_features_in_ == nb_concepts:
+        is_interpreter = isinstance(step, ConceptInterpreter)
+        if is_interpreter and getattr(step, "n_features_in_", None) == nb_concepts:
             return step.get_feature_names_out()
     return None

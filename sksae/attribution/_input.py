@@ -8,6 +8,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.utils import check_random_state
 
 from .._sklearn import Interval, StrOptions, validate_parameter_constraints
@@ -218,13 +219,14 @@ def input_concept_attribution(
     names = given_names(pipe_or_sae, parts.nb_concepts)
     concepts = find_concepts(concept, sae_names, names, _OWNER)
     reader, cases = read(parts, inputs, granularity, reduction, given)
-    f = ConceptActivation(parts, reader, concepts, reduction, batch_size)
-    token = find_baseline(baseline, f.tokenizer, vocabulary_size(f.model), _OWNER)
     n_samples = n_samples or _N_SAMPLES[method.gradient]
     settings = Settings(n_steps, n_samples, float(noise), batch_size)
-    with evaluating(f.model):
+    seeds = _seeds(method, random_state, cases.n_texts)
+    with torch.inference_mode(False), evaluating(reader._loaded()[0]):
+        f = ConceptActivation(parts, reader, concepts, reduction, batch_size)
+        token = find_baseline(baseline, f.tokenizer, vocabulary_size(f.model), _OWNER)
         run = Run(f, cases, method, settings, captum, f.embed_token(token))
-        scores, values, absent = run.all(_seeds(method, random_state, cases.n_texts), verbose)
+        scores, values, absent = run.all(seeds, verbose)
     names = sae_names if names is None else names
     _warn_if_off(values, names[concepts])
     is_list = not isinstance(concept, str | Integral)

@@ -57,11 +57,11 @@ def pieces(rows: Rows, scores: np.ndarray, i: int) -> list[Piece]:
     assert rows.texts is not None
     text, cursor = rows.texts[i], 0
     found: list[Piece] = []
-    for k in np.flatnonzero(rows.text == i).tolist():
+    for k in range(*np.searchsorted(rows.text, [i, i + 1]).tolist()):
         start, end, score = int(rows.start[k]), int(rows.end[k]), float(scores[k])
         if start < cursor and found and found[-1].score is not None:
-            string, before = found.pop()
-            found.append(Piece(string + text[cursor:end], before + score))
+            last = found.pop()
+            found.append(Piece(last.string + text[cursor:end], (last.score or 0.0) + score))
         else:
             # The space that byte-level tokenizers count to a word is between words.
             solid = text[start:end].lstrip()

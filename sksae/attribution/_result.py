@@ -12,13 +12,17 @@ import numpy as np
 from ..activations import Rows
 from ._rendering import html_fragment, html_page, plain_text
 
+# A notebook shows no more than this by itself; a page has it all.
+_MOST_TEXTS = 20
+_MOST_CONCEPTS = 5
+
 
 @dataclass(frozen=True, repr=False, eq=False)
 class InputAttribution:
     """Scores of the tokens, words or sentences of texts for one concept or several.
 
     A sequence with one array of scores for each text, and an array of all scores end to end.
-    In a notebook it shows the texts, shaded by their scores.
+    In a notebook it shows the first 20 texts, shaded by their scores, for the first 5 concepts.
 
     Parameters
     ----------
@@ -149,7 +153,7 @@ class InputAttribution:
         return plain_text(self._shown())
 
     def _repr_html_(self):
-        return html_fragment(self._shown())
+        return html_fragment(self._shown(_MOST_TEXTS, _MOST_CONCEPTS))
 
     def __repr__(self):
         concepts = ", ".join(self.names[:3]) + (", ..." if len(self.names) > 3 else "")
@@ -158,8 +162,8 @@ class InputAttribution:
             f"{self.granularity}s)"
         )
 
-    def _shown(self):
+    def _shown(self, n_texts=None, n_concepts=None):
         """Give for each concept its name, the activations and the scores of each text."""
-        values = self.values.reshape(len(self), -1).T
-        scores = self.scores.reshape(len(self.rows), -1).T
-        return self.rows, list(zip(self.names, values, scores, strict=True))
+        values = self.values.reshape(len(self), len(self.names)).T[:, :n_texts]
+        scores = self.scores.reshape(len(self.rows), len(self.names)).T
+        return self.rows, list(zip(self.names, values, scores, strict=True))[:n_concepts]

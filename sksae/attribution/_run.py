@@ -48,7 +48,7 @@ class Run:
         self, seeds: list[int | None], verbose: bool | int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Give the scores of all units, and the concepts' activations with and without them."""
-        from tqdm.auto import tqdm
+        from tqdm import tqdm
 
         cases, n_concepts = self.cases, len(self.f.concepts)
         scores = np.zeros((len(cases.rows), n_concepts))

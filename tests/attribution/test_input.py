@@ -394,6 +394,16 @@ def test_other_precisions(dtype, bert_pipe, tiny_bert):
         assert np.isfinite(found.scores).all()
 
 
+def test_the_gradients_of_a_caller_do_not_matter(bert_pipe):
+    concept = int(strongest(bert_pipe, TEXTS[1])[0])
+    call = {"pipe_or_sae": bert_pipe, "inputs": TEXTS, "concept": concept, "n_steps": 4}
+    found = input_concept_attribution(**call).scores
+    with torch.inference_mode():
+        assert (input_concept_attribution(**call).scores == found).all()
+    with torch.no_grad():
+        assert (input_concept_attribution(**call).scores == found).all()
+
+
 # -- odd input --------------------------------------------------------------------------------
 
 
@@ -468,6 +478,11 @@ def test_steps_without_gradients(tiny_bert, bert_tokenizer):
         "extractor and the SAE have none: KeepRows. Use one of 'occlusion', 'lime', "
         "'kernel_shap', or a pipeline without these."
     )
+    framed = make_pipeline(acts, KeepRows(StandardScaler()), TopKSAE(16, top_k=8, nb_epochs=2))
+    framed.set_params(topksae__sparse_output=False).set_output(transform="pandas").fit(TEXTS)
+    total = framed.transform(TEXTS[:1]).sum(axis=0).to_numpy()[:2]
+    in_frames = input_concept_attribution(framed, TEXTS[:1], [0, 1], attribution_method="occlusion")
+    assert in_frames.values[0] == pytest.approx(total, rel=1e-4)
     pooling = make_pipeline(acts, ConceptPooler(), TopKSAE(4, top_k=2, random_state=0)).fit(TEXTS)
     with pytest.raises(ValueError, match="Let the extractor do so: granularity='sample'."):
         input_concept_attribution(pooling, TEXTS, 0, attribution_method="lime")

@@ -71,6 +71,35 @@ def test_pages_escape_what_they_show(one, two):
     assert two._repr_html_().count("<section>") == 2
 
 
+def test_a_notebook_shows_the_beginning():
+    n = 30
+    found = made(
+        np.ones((4, 9)),
+        np.ones((n, 9)),
+        concept=np.arange(9),
+        names=list("abcdefghi"),
+        rows=Rows([0, 1, 2, 29], [0] * 4, [1] * 4, ["x"] * n),
+    )
+    assert found._repr_html_().count("<tr>") == 5 * 20
+    assert found.to_html().count("<tr>") == 9 * n
+    assert repr(found) == "InputAttribution(a, b, c, ...; occlusion, 30 texts, 4 words)"
+
+
+def test_no_units_at_all():
+    found = made(
+        np.zeros((0, 2)),
+        np.zeros((1, 2)),
+        concept=[0, 1],
+        names=["a", "b"],
+        rows=Rows([], [], [], [""]),
+    )
+    assert len(found) == 1
+    assert found[0].shape == (0, 2)
+    assert found.to_text().splitlines() == ["a", "         0  ", "b", "         0  "]
+    assert found.to_frame().empty
+    assert "<section>" in found._repr_html_()
+
+
 def test_lines(one):
     assert one.to_text().splitlines()[:3] == [
         "<b>fruit",
