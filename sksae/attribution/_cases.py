@@ -159,7 +159,7 @@ def _local_rows(plan: Plan, at: np.ndarray, kept: range) -> tuple[np.ndarray, np
 
 
 def find_concepts(
-    concept: Any, names: np.ndarray, also: np.ndarray | None, owner: str
+    concept: Any, names: np.ndarray, also: np.ndarray | None, owner: str, parameter: str = "concept"
 ) -> np.ndarray:
     """Give the numbers of concepts asked for by number or name.
 
@@ -172,6 +172,8 @@ def find_concepts(
         The names that a later step gives.
     owner : str
         For the messages.
+    parameter : str, default="concept"
+        Name of the parameter, for the messages.
 
     Returns
     -------
@@ -180,30 +182,32 @@ def find_concepts(
     is_list = isinstance(concept, Sequence | np.ndarray) and not isinstance(concept, str)
     asked = list(concept) if is_list else [concept]
     if not asked:
-        raise ValueError(f"concept=[] of {owner} names no concept. Give at least one.")
+        raise ValueError(f"{parameter}=[] of {owner} names no concept. Give at least one.")
     numbers = {name: i for known in (names, also) if known is not None for i, name in _each(known)}
-    return np.array([_number(one, numbers, len(names), owner) for one in asked], dtype=np.int64)
+    return np.array(
+        [_number(one, numbers, len(names), owner, parameter) for one in asked], dtype=np.int64
+    )
 
 
 def _each(names: np.ndarray) -> list[tuple[int, str]]:
     return [(i, str(name)) for i, name in enumerate(names)]
 
 
-def _number(one: Any, numbers: dict[str, int], nb_concepts: int, owner: str) -> int:
+def _number(one: Any, numbers: dict[str, int], nb_concepts: int, owner: str, parameter: str) -> int:
     if isinstance(one, str):
         if one in numbers:
             return numbers[one]
         close = difflib.get_close_matches(one, numbers, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"names are like {next(iter(numbers))!r}"
-        raise ValueError(f"concept={one!r} of {owner} is no feature name of the SAE; {hint}")
+        raise ValueError(f"{parameter}={one!r} of {owner} is no feature name of the SAE; {hint}")
     if not isinstance(one, Integral) or isinstance(one, bool | np.bool_):
         raise TypeError(
-            f"The 'concept' of {owner} must be the number or the feature name of a concept, or a "
-            f"list of these. Got {one!r} instead."
+            f"The '{parameter}' of {owner} must be the number or the feature name of a concept, "
+            f"or a list of these. Got {one!r} instead."
         )
     if not 0 <= int(one) < nb_concepts:
         raise ValueError(
-            f"concept={one} of {owner} is out of range: the SAE has {nb_concepts} concepts, "
+            f"{parameter}={one} of {owner} is out of range: the SAE has {nb_concepts} concepts, "
             "numbered from 0."
         )
     return int(one)

@@ -14,9 +14,9 @@ from sklearn.utils import check_random_state
 from ..activations._layers import evaluating
 from ..intervention._site import Parts, Site
 from ._codes_path import Case, CaseMaker, LogitOfCodes
-from ._output import GRANULARITIES, refuse_samples, runs
+from ._output import GRANULARITIES, runs
 from ._output_result import OutputAttribution
-from ._readout import Readout, head_of
+from ._readout import Readout, head_of, refuse_samples
 
 _CURVES = ("deletion", "insertion", "deletion_random", "insertion_random")
 

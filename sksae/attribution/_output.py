@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 from scipy import sparse
-from sklearn.exceptions import NotFittedError
-from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state
 
 from ..activations._forward import batches
@@ -17,12 +15,14 @@ from ..activations._layers import evaluating
 from ..activations._rows import Rows, with_rows
 from ..estimators import BaseSAE
 from ..intervention._site import Parts, Site
+from ._cases import find_concepts, given_names
 from ._codes_path import Case, CaseMaker, LogitOfCodes, pieces
 from ._estimates import METHODS, Settings, estimate
 from ._methods import captum_attr
 from ._output_result import OutputAttribution
-from ._readout import Readout, head_of
+from ._readout import Readout, head_of, refuse_samples
 
+_OWNER = "concept_output_attribution"
 GRANULARITIES = ("token", "all_tokens", "word", "sentence", "cls")
 
 
@@ -206,7 +206,7 @@ def concept_output_attribution(
     >>> bool(abs(found.logits - found.logits_replaced).max() < 1e-5)
     True
     """
-    parts = Parts.of(pipe_or_sae, "concept_output_attribution")
+    parts = Parts.of(pipe_or_sae, _OWNER)
     _check_choices(attribution_method, baseline, n_steps, n_samples)
     captum_attr()
     baseline = _checked_baseline(baseline, parts.sae)
@@ -228,8 +228,9 @@ def concept_output_attribution(
         batch_size=batch_size,
         **settings,
     )
-    names = concept_names(pipe_or_sae, parts.sae)
-    chosen = _chosen(concepts, parts.sae, names)
+    names = parts.sae.get_feature_names_out()
+    also = given_names(pipe_or_sae, len(names))
+    chosen = _chosen(concepts, names, also)
     settings |= {
         "position": position,
         "keep_error": bool(keep_error),
@@ -247,7 +248,8 @@ def concept_output_attribution(
             scores = _estimates(attribution_method, logit, n_steps, n_samples, seeds)
             sink.add(logit, scores)
     columns = np.arange(len(names)) if chosen is None else chosen
-    return sink.result(attribution_method, columns, names[columns])
+    shown = names if also is None else also
+    return sink.result(attribution_method, columns, np.asarray(shown, dtype=object)[columns])
 
 
 def runs(maker: CaseMaker, verbose: int, what: str) -> Iterator[list[Case]]:
@@ -359,55 +361,15 @@ def _text_rows(rows: Rows) -> Rows:
     return Rows(np.arange(len(texts)), zeros, [len(t) for t in texts], rows.texts)
 
 
-def concept_names(pipe_or_sae: Any, sae: BaseSAE) -> np.ndarray:
-    """Name the concepts as the steps after the SAE do, as long as these keep all columns."""
-    names = np.asarray(sae.get_feature_names_out(), dtype=object)
-    steps = [step for _, step in pipe_or_sae.steps] if isinstance(pipe_or_sae, Pipeline) else []
-    for step in steps[steps.index(sae) + 1 :] if sae in steps else []:
-        if step in (None, "passthrough"):
-            continue
-        try:
-            found = np.asarray(step.get_feature_names_out(names), dtype=object)
-        except (AttributeError, NotFittedError, ValueError):
-            break
-        if len(found) != len(names):
-            break
-        names = found
-    return names
-
-
-def _chosen(concepts: Any, sae: BaseSAE, names: np.ndarray) -> np.ndarray | None:
+def _chosen(concepts: Any, names: np.ndarray, also: np.ndarray | None) -> np.ndarray | None:
     """Turn concepts, by number or by name, into numbers."""
     if concepts is None:
         return None
-    if isinstance(concepts, str | Integral):
-        concepts = [concepts]
-    known: dict[Any, int] = {name: i for i, name in enumerate(sae.get_feature_names_out())}
-    known |= {name: i for i, name in enumerate(names)}
-    found = np.array([_concept(c, known, len(names)) for c in list(concepts)], dtype=np.int64)
-    if not len(found):
-        raise ValueError("concepts=[] names no concept. Give at least one, or None for all.")
+    found = find_concepts(concepts, names, also, _OWNER, "concepts")
     values, counts = np.unique(found, return_counts=True)
     if counts.max() > 1:
-        raise ValueError(f"concepts names {values[counts.argmax()]} more than once.")
+        raise ValueError(f"concepts of {_OWNER} names {values[counts.argmax()]} more than once.")
     return found
-
-
-def _concept(concept: Any, known: dict[Any, int], nb_concepts: int) -> int:
-    if isinstance(concept, str):
-        if concept not in known:
-            raise ValueError(
-                f"No concept is named {concept!r}; the first is {next(iter(known))!r}. Pass a "
-                "name of get_feature_names_out(), or its number."
-            )
-        return known[concept]
-    if not isinstance(concept, Integral) or isinstance(concept, bool):
-        raise TypeError(f"concepts must be ints or feature names. Got {concept!r} instead.")
-    if not 0 <= int(concept) < nb_concepts:
-        raise ValueError(
-            f"concepts holds {concept}, and the SAE has {nb_concepts}, numbered from 0."
-        )
-    return int(concept)
 
 
 def _check_choices(method: Any, baseline: Any, n_steps: Any, n_samples: Any) -> None:
@@ -436,14 +398,3 @@ def _checked_baseline(baseline: Any, sae: BaseSAE) -> np.ndarray | None:
             f"{baseline.shape}."
         )
     return baseline
-
-
-def refuse_samples(parts: Parts, granularity: str | None) -> None:
-    """Refuse rows that stand for whole texts."""
-    granularity = granularity or getattr(parts.extractor, "granularity", "token")
-    if granularity == "sample":
-        raise ValueError(
-            f"{parts.owner} puts each row back onto its tokens, and a row of granularity='sample' "
-            "would make all tokens of a text alike. Use 'token', 'word' or 'sentence' in the "
-            "extractor, and per_position=False for one score per text."
-        )

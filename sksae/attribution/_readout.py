@@ -53,6 +53,17 @@ def head_of(parts: Parts, model: Any) -> str:
     )
 
 
+def refuse_samples(parts: Parts, granularity: str | None) -> None:
+    """Refuse rows that stand for whole texts."""
+    granularity = granularity or getattr(parts.extractor, "granularity", "token")
+    if granularity == "sample":
+        raise ValueError(
+            f"{parts.owner} puts each row back onto its tokens, and a row of granularity='sample' "
+            "would make all tokens of a text alike. Use 'token', 'word' or 'sentence' in the "
+            "extractor, and per_position=False for one score per text."
+        )
+
+
 class Readout:
     """The logit of each text that is explained, and the runs that give it.
 

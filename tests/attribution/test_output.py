@@ -520,11 +520,19 @@ def test_chosen_concepts_are_scored_and_the_others_stay(bent, method):
 
 def test_concepts_that_do_not_exist_are_refused(toy):
     for wrong, error, message in [
-        ([], ValueError, r"concepts=\[\] names no concept. Give at least one"),
-        ([1, 12], ValueError, "concepts holds 12, and the SAE has 12, numbered from 0."),
-        ("sea", ValueError, "No concept is named 'sea'; the first is 'topksae0'. Pass a name"),
-        ([3, 1, 3], ValueError, "concepts names 3 more than once"),
-        ([1.0], TypeError, "concepts must be ints or feature names. Got 1.0"),
+        ([], ValueError, r"concepts=\[\] of concept_output_attribution names no concept. Give at"),
+        (
+            [1, 12],
+            ValueError,
+            "concepts=12 of .* is out of range: the SAE has 12 concepts, numbered from 0.",
+        ),
+        ("sea", ValueError, "concepts='sea' of .* is no feature name of the SAE"),
+        ([3, 1, 3], ValueError, "concepts of concept_output_attribution names 3 more than once"),
+        (
+            [1.0],
+            TypeError,
+            "The .concepts. of .* must be the number or the feature name .* Got 1.0",
+        ),
     ]:
         with pytest.raises(error, match=message):
             concept_output_attribution(toy, TEXTS, wrong)
