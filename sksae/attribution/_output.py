@@ -7,6 +7,7 @@ from numbers import Integral
 from typing import Any
 
 import numpy as np
+import torch
 from scipy import sparse
 from sklearn.utils import check_random_state
 
@@ -238,7 +239,7 @@ def concept_output_attribution(
         "baseline": baseline,
         "normalize": bool(normalize),
     }
-    with evaluating(site.model):
+    with torch.inference_mode(False), evaluating(site.model):
         readout = Readout(site, target, position)
         maker = CaseMaker(readout, chosen, baseline, bool(keep_error), bool(per_position))
         sink = _Sink(maker, settings)

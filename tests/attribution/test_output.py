@@ -730,6 +730,14 @@ def test_nothing_stays_where_a_run_fails(causal, tiny_llama, monkeypatch):
     assert not any(module._forward_hooks for module in tiny_llama.modules())
 
 
+def test_gradients_are_had_under_inference_mode_too(causal):
+    expected = concept_output_attribution(causal, TEXTS)
+    with torch.inference_mode():
+        found = concept_output_attribution(causal, TEXTS)
+        assert torch.is_inference_mode_enabled()
+    np.testing.assert_array_equal(dense(found), dense(expected))
+
+
 def test_random_orders_are_repeatable(encoder):
     one, same, other = (
         dense(
