@@ -1,6 +1,6 @@
 """Sparse autoencoders on transformer activations, as scikit-learn estimators."""
 
-from . import activations, datasets, interpretation, intervention, losses, metrics
+from . import activations, attribution, datasets, interpretation, intervention, losses, metrics
 from .activations import ConceptPooler, Extractor, KeepRows, TransformerActivationExtractor
 from .estimators import BaseSAE, BatchTopKSAE, JumpReLUSAE, TopKSAE, VanillaSAE, fit_many
 from .interpretation import TopKInputs
@@ -19,6 +19,7 @@ __all__ = [
     "TransformerActivationExtractor",
     "VanillaSAE",
     "activations",
+    "attribution",
     "datasets",
     "fit_many",
     "interpretation",

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytestmark = pytest.mark.real
@@ -173,3 +174,40 @@ def test_steering(run, full_smollm_path):
         assert abs(float(change)) < 0.1 and 0 <= float(kl) < 0.1
         assert float(kl_active) > float(kl) and 0 <= float(changed) < 0.1
         assert 0 < int(n_texts) <= 8 and int(n_active) >= int(n_texts)
+
+
+def test_attribution(run):
+    pytest.importorskip("captum")
+    out, _ = run("attribution.py")
+    right = number_after("the classifier as it is", out)
+    assert right > 0.6
+    assert number_after("on the SAE's reconstruction", out) > number_after("on zeros", out)
+
+    logit, without = map(float, re.search(r"logit (\S+), without concepts (\S+);", out).groups())
+    shown = out.partition("make the difference:")[2].partition("\n\n")[0]
+    scores = [float(x) for x in re.findall(r"^  ([+-]\d\.\d\d)   \d+: \w", shown, re.MULTILINE)]
+    assert len(scores) == 8
+    assert scores[:6] == sorted(scores[:6], reverse=True)
+    assert scores[5] > 0 > scores[6]
+    assert 0.3 * (logit - without) < sum(scores[:6])
+
+    classes = re.findall(
+        r"^(\w+) \(\d+ articles\)\n((?:  \+\d\.\d\d   \d+: .+\n){3})", out, re.MULTILINE
+    )
+    assert len(classes) >= 4
+
+    curves = out.partition("insertion_random")[2].partition("\n\n")[0].splitlines()[2:]
+    lines = np.array([line.split() for line in curves], dtype=float)
+    assert lines[:, 0].tolist() == [0, 0.2, 0.4, 0.6, 0.8, 1]
+    deletion, insertion, deletion_random, insertion_random = lines[1:-1, 1:].T
+    assert (deletion < deletion_random - 1).all()
+    assert (insertion > insertion_random + 1).all()
+
+    back = out.partition("the words behind its strongest concepts")[2]
+    blocks = re.findall(
+        r"^  \+\d\.\d\d   \d+: .+\n((?:    \+\d+\.\d\d   .+\n){5})", back, re.MULTILINE
+    )
+    assert len(blocks) == 3
+    for words in blocks:
+        strengths = [float(x) for x in re.findall(r"\+(\S+)", words)]
+        assert strengths == sorted(strengths, reverse=True) and strengths[0] > 2 * strengths[-1]

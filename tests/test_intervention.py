@@ -544,6 +544,17 @@ def test_labels_by_name_and_perfect_reconstruction(classifier, bert_tokenizer):
     assert spliced_accuracy(Stub(), TEXTS, y, **zeros).accuracy_recovered == 1
 
 
+def test_heads_that_read_the_first_token_find_no_padding_there(classifier, bert_tokenizer):
+    y = predicted(classifier, bert_tokenizer)
+    tokenizer = copy.deepcopy(bert_tokenizer)
+    tokenizer.padding_side = "left"
+    given = {"model": classifier, "layer": "layer.0", "tokenizer": tokenizer}
+    found = spliced_accuracy(Stub(lambda z: -z), TEXTS, y, **given)
+    alone = spliced_accuracy(Stub(lambda z: -z), TEXTS, y, batch_size=1, **given)
+    assert found.to_dict() == pytest.approx(alone.to_dict(), nan_ok=True)
+    assert found.accuracy == 1
+
+
 def test_a_causal_classifier(byte_tokenizer, tiny_llama):
     from transformers import LlamaForSequenceClassification
 

@@ -11,13 +11,13 @@ import pytest
 import sksae
 
 ROOT = Path(sksae.__file__).parent
-HEAVY = ("transformers", "overcomplete", "matplotlib", "timm", "cv2", "torchvision", "openai")
+HEAVY = tuple("transformers overcomplete matplotlib timm cv2 torchvision openai captum".split())
 
 
 def test_public_names():
     expected = """BaseSAE VanillaSAE TopKSAE BatchTopKSAE JumpReLUSAE TransformerActivationExtractor
     Extractor TopKInputs ConceptPooler KeepRows losses metrics datasets interpretation
-    intervention"""
+    intervention attribution"""
     assert set(expected.split()) <= set(sksae.__all__)
     assert sksae.Extractor is sksae.TransformerActivationExtractor
 
@@ -61,11 +61,12 @@ MAY_IMPORT = {
     "losses": set(),
     "training": {"losses", "modules"},
     "estimators": {"activations", "losses", "modules", "training"},
+    "attribution": {"activations", "estimators", "interpretation", "intervention"},
     "interpretation": {"activations", "estimators", "metrics"},
     "intervention": {"activations", "estimators", "metrics"},
     "datasets": set(),
 }
-ONLY_IMPORTER = {"overcomplete": "modules", "skorch": "training"}
+ONLY_IMPORTER = {"captum": "attribution", "overcomplete": "modules", "skorch": "training"}
 
 
 def imports(path):

@@ -142,7 +142,7 @@ def make_plan(
         unit = np.where(solid, np.cumsum(solid) - 1, -1)[unit] if len(unit) else unit
         first, start, end = first[solid], start[solid], end[solid]
     if aggregation in {"first", "last"}:
-        unit = _one_per_unit(unit, aggregation)
+        unit = one_per_unit(unit, aggregation)
     row = np.full(len(text), -1, dtype=np.int64)
     row[kept] = unit
     sizes = np.bincount(unit[unit >= 0], minlength=len(first))
@@ -194,7 +194,7 @@ def _spans(tokens, texts, granularity, kept, heads) -> tuple[np.ndarray, np.ndar
     return start, np.maximum.reduceat(tokens.end[kept], heads)
 
 
-def _one_per_unit(unit: np.ndarray, which: str) -> np.ndarray:
+def one_per_unit(unit: np.ndarray, which: str) -> np.ndarray:
     """Leave only the first or the last token of each unit in it."""
     at_edge = np.ones(len(unit), dtype=bool)
     if which == "first":
@@ -235,9 +235,11 @@ class Pool:
     n_features : int
     aggregation : str
         One of `AGGREGATIONS`.
-    values : ndarray of float32, shape (n_rows, n_features), default=None
+    values : ndarray of shape (n_rows, n_features), optional
         Where the pooled rows go. What is in it stays where no token comes, and where
         ``sizes`` is 1.
+    dtype : numpy dtype, default=float32
+        Of the pooled rows, without ``values``.
     """
 
     def __init__(
@@ -246,11 +248,12 @@ class Pool:
         n_features: int,
         aggregation: str,
         values: np.ndarray | None = None,
+        dtype: Any = np.float32,
     ):
         self.sizes = sizes
         self.aggregation = aggregation
         shape = (len(sizes), n_features)
-        self.values = np.empty(shape, dtype=np.float32) if values is None else values
+        self.values = np.empty(shape, dtype=dtype) if values is None else values
         self._single = bool((sizes == 1).all())
         self._seen = np.zeros(len(sizes), dtype=bool)
 

@@ -15,7 +15,11 @@ from ..activations._layers import find_layers, hidden_states
 
 @contextmanager
 def replacing(
-    model: nn.Module, layer: Any, replace: Callable[[torch.Tensor], torch.Tensor]
+    model: nn.Module,
+    layer: Any,
+    replace: Callable[[torch.Tensor], torch.Tensor],
+    *,
+    widens: bool = False,
 ) -> Iterator[None]:
     """Replace the hidden states that a layer puts out, as long as the block lasts.
 
@@ -30,6 +34,9 @@ def replacing(
     replace : callable
         From hidden states of shape (texts, tokens, features) to others of that shape; they
         must not be changed in place. Called in each forward pass.
+    widens : bool, default=False
+        Whether the others may be of more texts: what comes after the layer then runs on more
+        texts than what comes before it.
 
     Yields
     ------
@@ -41,7 +48,8 @@ def replacing(
         if state is None:
             raise ValueError(f"layer={layer!r} of {type(model).__name__} gives no hidden states.")
         new = replace(state)
-        if new.shape != state.shape:
+        first = 1 if widens else 0
+        if new.shape[first:] != state.shape[first:]:
             raise ValueError(
                 f"Hidden states of shape {tuple(state.shape)} cannot be replaced by ones of shape "
                 f"{tuple(new.shape)}."

@@ -115,7 +115,7 @@ class Readout:
     def batches(self) -> Iterator[list[Sequence]]:
         """Cut the texts that have something to predict into batches."""
         if self.classifies:
-            return iter(batches(self.site.sequences, self.site.batch_size))
+            return iter(batches(self.site.sequences, self.site.batch_size, self.site.device))
         return _small_batches(self.site, self.vocabulary)
 
     def run(self, batch: list[Sequence], fill: Fill) -> Predictions:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy import sparse
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
@@ -67,6 +68,53 @@ class Parts(NamedTuple):
         """Number of features that the reconstruction must have."""
         first = self.between[0][1] if self.between else self.sae
         return getattr(first, "n_features_in_", None)
+
+    def codes(self, rows: np.ndarray) -> sparse.csr_array:
+        """Encode rows of the extractor, through the steps before the SAE."""
+        x: Any = rows
+        for _, step in self.between:
+            x = step.transform(_as_seen_in_fit(step, x))
+        codes = self.sae.transform(_as_seen_in_fit(self.sae, x))
+        return sparse.csr_array(codes if sparse.issparse(codes) else np.asarray(codes))
+
+    def directions(self) -> tuple[np.ndarray, np.ndarray]:
+        """Give what each concept adds to a row of the extractor, and the row without concepts.
+
+        Returns
+        -------
+        directions : ndarray of shape (nb_concepts, n_features)
+            The dictionary, through the inverses of the steps before the SAE.
+        offset : ndarray of shape (n_features,)
+            The decoder bias, through them.
+
+        Raises
+        ------
+        ValueError
+            If the inverses are not affine, so that there are no such directions.
+        """
+        dictionary, bias = self.sae.components_, self.sae.decoder_bias_
+        if not self.between:
+            return dictionary, bias
+        dictionary, bias = dictionary.astype(np.float64), bias.astype(np.float64)
+        offset = self._back(bias[None])[0]
+        directions = self._back(bias + dictionary) - offset
+        some = np.random.default_rng(0).exponential(size=(4, len(dictionary)))
+        expected = some @ directions + offset
+        if not np.allclose(
+            self._back(some @ dictionary + bias), expected, 1e-3, 1e-3 * np.abs(expected).max()
+        ):
+            names = ", ".join(type(step).__name__ for _, step in self.between)
+            raise ValueError(
+                f"{self.owner} needs steps before the SAE whose inverse is affine, such as "
+                f"KeepRows(StandardScaler()), so that each concept is a direction of the layer. "
+                f"That of {names} is not."
+            )
+        return directions, offset
+
+    def _back(self, x: np.ndarray) -> np.ndarray:
+        for _, step in reversed(self.between):
+            x = step.inverse_transform(x)
+        return np.asarray(x, dtype=np.float64)
 
     def reconstruct(self, rows: torch.Tensor) -> torch.Tensor:
         """Encode and decode hidden states, through the steps before the SAE and back."""
@@ -132,7 +180,7 @@ class Site:
         self.model, tokenizer = reader.model, reader.tokenizer
         self.tokenizer = tokenizer
         self.layer = reader.layer_names_[0]
-        self.batch_size = reader.batch_size
+        self.batch_size, self.aggregation = reader.batch_size, reader.aggregation
         self.device = device_of(self.model).type
         self.n_texts = len(texts.texts)
         self.head = head
@@ -146,10 +194,12 @@ class Site:
         self.sequences = cut(self.tokens, reader.max_length_, "truncate", side)
         if given["max_length"] is None:
             _warn_if_truncated(self.tokens, reader.max_length_, parts.owner)
-        plan = make_plan(
+        # Pooled or not, the plan is that of all tokens of a unit: a row goes back to each.
+        self.plan = make_plan(
             self.tokens, texts, self.sequences, reader.granularity, "mean", reader.skip_first
         )
-        self.replaced = plan.row >= 0
+        self.rows = reader._rows(self.tokens, self.plan, texts)
+        self.replaced = self.plan.row >= 0
 
     def targets_of(self, sequence: Sequence) -> np.ndarray:
         """Give the positions of a sequence whose tokens are to be predicted."""
@@ -166,8 +216,6 @@ class Site:
     def logits(self, batch: list[Sequence], fill: Fill) -> torch.Tensor:
         """Run a batch with the hidden states at the layer replaced by ``fill`` of them."""
         ids = [self.tokens.ids[s.at] for s in batch]
-        all_types = self.tokens.types
-        types = None if all_types is None else [all_types[s.at] for s in batch]
         wanted = [np.flatnonzero(self.replaced[s.at]) for s in batch]
         places = self.forward.places(ids, wanted)
 
@@ -180,12 +228,19 @@ class Site:
             return flat.view_as(state)
 
         with replacing(self.model, self.layer, replace):
-            return self.run(ids, types)
+            return self.run(ids, self.types_of(batch))
 
-    def run(self, ids: list[np.ndarray], types: list[np.ndarray] | None = None) -> torch.Tensor:
+    def types_of(self, batch: list[Sequence]) -> list[np.ndarray] | None:
+        """Give the token types of a batch, None where the tokenizer gives none."""
+        types = self.tokens.types
+        return None if types is None else [types[s.at] for s in batch]
+
+    def run(
+        self, ids: list[np.ndarray], types: list[np.ndarray] | None = None, **more: Any
+    ) -> torch.Tensor:
         """Run token sequences as they are and give the logits."""
         try:
-            output = self.model(**self.forward.inputs(ids, types))
+            output = self.model(**self.forward.inputs(ids, types), **more)
         except torch.OutOfMemoryError as exc:
             width = max(len(x) for x in ids)
             raise torch.OutOfMemoryError(
@@ -227,9 +282,9 @@ def _reader(
     """Give an unfitted extractor on the model with its head."""
     fitted = parts.extractor
     settings: dict[str, Any] = {"max_length": getattr(fitted, "max_length_", None)}
-    for name in ("granularity", "skip_first", "batch_size"):
+    for name in ("granularity", "aggregation", "skip_first", "batch_size"):
         settings[name] = getattr(source, name)
-    settings |= {name: given[name] for name in settings if given[name] is not None}
+    settings |= {name: given[name] for name in settings if given.get(name) is not None}
     _check_granularity(settings["granularity"], granularities, parts.owner)
     if fitted is not None and len(fitted.layer_names_) > 1:
         raise ValueError(

@@ -445,6 +445,8 @@ def _accuracy(site: Site, y: Any) -> SplicedAccuracy:
     empty = np.flatnonzero(np.diff(site.tokens.bounds) == 0)
     if empty.size:
         raise ValueError(f"texts[{empty[0]}] has no tokens, so it has no class. Leave it out.")
+    # Heads that read the first token would find padding there; to others it is the same.
+    site.forward.pad_left = False
     n_classes = _n_classes(site)
     y = _label_ids(y, site.n_texts, n_classes, site.model)
     mean = _MeanRow()
