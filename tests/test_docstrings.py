@@ -14,7 +14,7 @@ import sksae
 # parameters those of the signature, with types.
 EVERYWHERE = {"GL06", "GL07", "GL08", "SS02", "SS03", "PR02", "PR03", "PR04"}
 FOR_USERS = EVERYWHERE | {"PR01", "RT01"}
-INSIDE = ("sksae.modules", "sksae.training")
+INSIDE = ("sksae.kernels", "sksae.modules", "sksae.training")
 
 
 def public_objects():

@@ -57,16 +57,22 @@ print((time.perf_counter() - start) / (middle - start))
 MAY_IMPORT = {
     "activations": set(),
     "metrics": {"activations", "estimators"},
-    "modules": set(),
+    "kernels": set(),
+    "modules": {"kernels"},
     "losses": set(),
-    "training": {"losses", "modules"},
-    "estimators": {"activations", "losses", "modules", "training"},
+    "training": {"kernels", "losses", "modules"},
+    "estimators": {"activations", "kernels", "losses", "modules", "training"},
     "attribution": {"activations", "estimators", "interpretation", "intervention"},
     "interpretation": {"activations", "estimators", "metrics"},
     "intervention": {"activations", "estimators", "metrics"},
     "datasets": set(),
 }
-ONLY_IMPORTER = {"captum": "attribution", "overcomplete": "modules", "skorch": "training"}
+ONLY_IMPORTER = {
+    "captum": "attribution",
+    "numba": "kernels",
+    "overcomplete": "modules",
+    "skorch": "training",
+}
 
 
 def imports(path):

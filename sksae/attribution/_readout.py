@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..activations._forward import token_budget
 from ..activations._loading import is_name
 from ..activations._units import Sequence
 from ..intervention._hooks import replacing
@@ -115,7 +116,10 @@ class Readout:
     def rows_at_once(self, width: int) -> int:
         """Give the most texts of this many tokens to be run at once."""
         n_logits = self.n_logits * (width if self.of_tokens and not self._picks else 1)
-        return max(1, min(self.site.batch_size, _LOGITS // n_logits))
+        most = self.site.batch_size
+        if most == "auto":
+            most = token_budget(self.site.device) // width
+        return max(1, min(int(most), _LOGITS // n_logits))
 
     def position_of(self, sequence: Sequence) -> int:
         """Give the position in a sequence whose logits are read, 0 where there is only one."""

@@ -28,7 +28,7 @@ class Coder:
     def __init__(self, module, backend: str) -> None:
         self.module, self.device = module, module.decoder_bias.device
         on_cpu = self.device.type == "cpu" and backend != "reference"
-        self.selects = on_cpu and module.has_linear_encoder
+        self.selects = on_cpu and module.selects
         self._buffer: Tensor | None = None
 
     def encode(self, x: Tensor) -> tuple[SparseCodes, Tensor]:

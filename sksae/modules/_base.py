@@ -170,10 +170,26 @@ class SAEModule:
         dictionary = self.dictionary.get_dictionary()
         return pre_codes, codes, codes @ dictionary + self.decoder_bias, dictionary
 
+    @property
+    def selects(self) -> bool:
+        """Whether `select_stored` and `select_active` can replace `encode_scaled`."""
+        classes = type(self).__mro__
+
+        def depth(name: str) -> int:
+            return next(i for i, cls in enumerate(classes) if name in vars(cls))
+
+        # A subclass that has its own way to encode needs its own selection.
+        own = min(depth(name) for name in ("sparsify", "encode_scaled", "forward_scaled"))
+        selection = depth("select_stored")
+        selects = classes[selection] is not SAEModule and selection <= own
+        return self.has_linear_encoder and selects
+
     def sparse_obstacle(self) -> str | None:
         """Say what keeps `forward_sparse` from giving what `forward_scaled` gives, if anything."""
         if not self.has_linear_encoder:
             return "encoder_module is not the linear one"
+        if not self.selects:
+            return f"{type(self).__name__} has no select_stored for its sparsify"
         if not self.dictionary.has_unit_rows:
             return "dictionary_params change the unit norm of the rows"
         return None

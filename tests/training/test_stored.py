@@ -151,3 +151,21 @@ def test_encoding_is_that_of_plain_torch(name, X):
     np.testing.assert_allclose(codes.toarray(), sae.transform(X).toarray(), atol=1e-12)
     np.testing.assert_allclose(back, codes.toarray() @ sae.components_ + sae.decoder_bias_)
     assert score == pytest.approx(sae.score(X), abs=1e-12)
+
+
+def test_a_subclass_with_its_own_sparsity_is_not_taken_for_its_parent(X):
+    from sksae.modules import TopKModule
+
+    class HalfModule(TopKModule):
+        def sparsify(self, pre_codes, relu_codes):
+            return super().sparsify(pre_codes, relu_codes) / 2
+
+    class HalfSAE(TopKSAE):
+        def _module(self):
+            return HalfModule, {"top_k": self.top_k}
+
+    sae = HalfSAE(C, top_k=6, backend="cpu", nb_epochs=1, random_state=0).fit(X)
+    assert "HalfModule has no select_stored for its sparsify" in sae.backend_
+    assert sae.encode(torch.from_numpy(X)).detach().numpy() == pytest.approx(
+        sae.transform(X).toarray()
+    )
