@@ -131,8 +131,12 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         Continue from the last fit instead of starting anew.
     device : str or torch.device, default="auto"
         Where to train and encode. "auto" is CUDA where there is a CUDA device.
-    backend : {"auto", "reference"}, default="auto"
-        Kernels of the training step. "reference" is plain torch.
+    backend : {"auto", "reference", "cpu"}, default="auto"
+        How training steps and encoding are computed. "reference" is plain torch. "cpu"
+        touches only the codes that are stored, apart from the encoder's product, with the
+        same results; what it does not serve (another device, criterion, encoder or
+        dictionary, ``use_amp``) runs in plain torch, as ``backend_`` says. "auto" is
+        "cpu" where that is faster.
     sparse_output : bool, default=True
         Whether `transform` gives CSR or an ndarray.
     random_state : int, RandomState instance or None, default=None
@@ -166,7 +170,7 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
     dead_fraction_ : float
         Share of the concepts that did not fire in the last ``n_samples`` training rows.
     backend_ : str
-        The kernels that ran, and why.
+        What training ran on, and why.
 
     References
     ----------
