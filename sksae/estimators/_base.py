@@ -55,8 +55,11 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
     encoder_module : str, torch.nn.Module or None, default=None
         Encoder from vectors to ``(pre_codes, codes)``: the name of one registered with
         overcomplete ("linear", "mlp_ln_1", ...) or a module, which is copied. None is a
-        linear layer with ReLU that starts as the dictionary's transpose. All of them see
-        the input minus the decoder bias.
+        linear layer with ReLU that starts in the directions of the dictionary's rows. All of
+        them see the input minus the decoder bias.
+    encoder_init_norm : float, default=0.3
+        Norm of the linear encoder's rows at the start. Below 1, that of the dictionary's
+        rows, the encoder leaves its start sooner than the dictionary.
     dictionary_params : dict or None, default=None
         Arguments of overcomplete's dictionary layer: ``normalization`` ("l2" by default),
         ``initializer`` of shape (nb_concepts, n_features), ``use_multiplier``. With
@@ -194,6 +197,7 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         nb_concepts=1024,
         *,
         encoder_module=None,
+        encoder_init_norm=0.3,
         dictionary_params=None,
         criterion="mse",
         nb_epochs=20,
@@ -223,6 +227,7 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
     ):
         self.nb_concepts = nb_concepts
         self.encoder_module = encoder_module
+        self.encoder_init_norm = encoder_init_norm
         self.dictionary_params = dictionary_params
         self.criterion = criterion
         self.nb_epochs = nb_epochs

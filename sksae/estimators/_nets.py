@@ -19,7 +19,7 @@ from ..training._schedule import Length, WarmupDecay, auto_dead_after, auto_lr
 from ._parameters import AMP_DTYPES, check_dictionary_params, check_encoder_output
 
 # What a net is built around; a fit that continues cannot change it.
-_STRUCTURE = ("nb_concepts", "encoder_module", "dictionary_params")
+_STRUCTURE = ("nb_concepts", "encoder_module", "encoder_init_norm", "dictionary_params")
 _FIXED = (*_STRUCTURE, "outlier_ratio")
 
 # What a continued fit sets anew on the net.

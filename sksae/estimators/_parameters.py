@@ -26,6 +26,7 @@ SHARED_CONSTRAINTS: dict[str, list[Any]] = {
     "auxk_coefficient": [Interval(Real, 0, None, closed="left")],
     "k_aux": [None, Interval(Integral, 1, None, closed="left")],
     "dead_after": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+    "encoder_init_norm": [Interval(Real, 0, None, closed="neither")],
     "outlier_ratio": [None, Interval(Real, 1, None, closed="neither")],
     "clip_grad": [None, Interval(Real, 0, None, closed="neither")],
     "use_amp": ["boolean", StrOptions({"bf16", "fp16"})],

@@ -73,7 +73,9 @@ class SAEModule:
         Number of dictionary rows.
     encoder_module : str, torch.nn.Module, or None
         As in overcomplete; a module is copied. None is one linear layer that starts as
-        the transpose of the dictionary.
+        the transpose of the dictionary, shrunk.
+    encoder_init_norm : float
+        Norm of the linear encoder's rows at the start, where dictionary rows have norm 1.
     dictionary_params : dict, or None
         ``normalization``, ``initializer`` and ``use_multiplier`` of the dictionary layer.
     **variant
@@ -95,6 +97,7 @@ class SAEModule:
         nb_concepts: int,
         *,
         encoder_module: str | nn.Module | None = None,
+        encoder_init_norm: float = 1.0,
         dictionary_params: dict[str, Any] | None = None,
         **variant: Any,
     ) -> None:
@@ -115,7 +118,7 @@ class SAEModule:
         )
         self.has_linear_encoder = encoder_module is None
         if encoder_module is None:
-            self._tie_encoder()
+            self._tie_encoder(encoder_init_norm)
 
     def _buffer(self, name: str, value: Tensor) -> None:
         vars(self).pop(name, None)  # overcomplete's plain attribute of that name
@@ -128,9 +131,9 @@ class SAEModule:
         return linear
 
     @torch.no_grad()
-    def _tie_encoder(self) -> None:
-        """Start the linear encoder as the dictionary's transpose, with no bias."""
-        self.linear_encoder.weight.copy_(self.dictionary.get_dictionary())
+    def _tie_encoder(self, norm: float) -> None:
+        """Start the linear encoder as the dictionary's transpose times a factor, with no bias."""
+        self.linear_encoder.weight.copy_(norm * self.dictionary.get_dictionary())
         self.linear_encoder.bias.zero_()
 
     @torch.no_grad()

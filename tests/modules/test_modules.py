@@ -62,9 +62,9 @@ def test_each_module_is_its_overcomplete_class():
 
 
 def test_start_is_tied_and_of_unit_norm():
-    module = VanillaModule(D, C)
+    module = VanillaModule(D, C, encoder_init_norm=0.5)
     assert torch.allclose(module.get_dictionary().norm(dim=1), torch.ones(C))
-    assert torch.allclose(module.encoder.final_block[0].weight, module.get_dictionary())
+    assert torch.allclose(module.encoder.final_block[0].weight, 0.5 * module.get_dictionary())
     assert module.encoder.final_block[0].bias.abs().max() == 0
 
 
