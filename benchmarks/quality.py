@@ -335,7 +335,7 @@ def parse(arguments=None):
     commands = parser.add_subparsers(dest="command", required=True)
     parsers = {name: commands.add_parser(name) for name in ("data", "run", "all", "table")}
     for name in ("data", "run", "all"):
-        parsers[name].add_argument("--set", choices=("bbc", "perl"), default="bbc")
+        parsers[name].add_argument("--set", choices=("bbc", "perl", "smollm"), default="bbc")
         parsers[name].add_argument("--data", default=CACHE / "data")
     for name in ("run", "all"):
         _add_sizes(parsers[name])

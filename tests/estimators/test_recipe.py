@@ -73,6 +73,7 @@ class Deaden(Callback):
 def half_dead(cls, **params):
     own = {"top_k": 4} if "top_k" in cls().get_params() else {"target_l0": 4}
     loop = {"nb_epochs": 12, "batch_size": 128, "callbacks": [Deaden()], "random_state": 0}
+    loop["encoder_init_norm"] = 1.0
     return cls(64, **{**loop, **own, **params})
 
 
@@ -339,7 +340,7 @@ class Spoil(Callback):
 @pytest.mark.parametrize("cls", VARIANTS)
 def test_early_stopping_restores_the_best_epoch(cls, rows):
     sae = cls(48, early_stopping=2, nb_epochs=30, batch_size=256, lr=1e-3, random_state=0)
-    sae.set_params(callbacks=[Spoil()], validation_fraction=0.2).fit(rows)
+    sae.set_params(callbacks=[Spoil()], validation_fraction=0.2, encoder_init_norm=1.0).fit(rows)
     scores = sae.history_[:, "explained_variance"]
     assert int(np.argmax(scores)) == 2
     assert sae.n_iter_ == 5

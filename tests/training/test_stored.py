@@ -26,7 +26,7 @@ def pair(cls, X, **params):
     return fits
 
 
-def assert_equal_fits(slow, fast, tolerance=1e-7):
+def assert_equal_fits(slow, fast, tolerance=1e-5):
     for name, value in slow.module_.state_dict().items():
         other = fast.module_.state_dict()[name]
         np.testing.assert_allclose(other.double(), value.double(), rtol=tolerance, atol=tolerance)
