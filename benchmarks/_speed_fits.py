@@ -81,6 +81,7 @@ def saelens(job, X, clock):
     training = SAETrainerConfig(
         total_training_samples=job["planned_steps"] * job["b"],
         train_batch_size_samples=job["b"],
+        lr_end=3e-5,  # a tenth of the rate, as its runner sets it
         device=job["device"],
         autocast=job["device"] == "cuda",
     )
