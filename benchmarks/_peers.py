@@ -14,6 +14,7 @@ CACHE = Path.home() / ".cache" / "sksae-benchmarks"
 
 PEERS = {
     "overcomplete": ["torch==2.14.1", "torchvision==0.29.1", "overcomplete==0.3.0"],
+    "interpreto": ["torch==2.14.1", "interpreto==0.5.2", "ipython"],
     "saelens": ["torch==2.14.1", "sae-lens==6.54.12"],
     "dictionary_learning": ["torch==2.14.1", "dictionary-learning==0.1.0"],
     "sparsify": ["torch==2.14.1", "eai-sparsify==1.3.3"],
@@ -22,6 +23,7 @@ PEERS = {
 DISTRIBUTIONS = {
     "sksae": "sksae",
     "overcomplete": "overcomplete",
+    "interpreto": "interpreto",
     "saelens": "sae-lens",
     "dictionary_learning": "dictionary-learning",
     "sparsify": "eai-sparsify",

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import NamedTuple
 
-PEERS = ("overcomplete", "saelens", "dictionary_learning", "sparsify")
+PEERS = ("overcomplete", "interpreto", "saelens", "dictionary_learning", "sparsify")
 OWN = ("sksae", "sksae-bare", "sksae-reference")
 COMPETITORS = (*OWN, *PEERS, "sklearn")
 VARIANTS = ("topk", "batchtopk", "jumprelu", "vanilla")
@@ -57,8 +57,8 @@ def _topk(*, widths=(4096, 16384, 65536), batches=(1024, 4096), features=(384, 7
 
 
 def _variants():
-    peers = PEERS[:3]
-    return [Entry(Case(variant), (*OWN, *peers)) for variant in VARIANTS[1:]]
+    own = ("sksae", "sksae-reference")
+    return [Entry(Case(variant), (*own, *PEERS)) for variant in VARIANTS[1:]]
 
 
 def _growth():

@@ -57,10 +57,51 @@ def overcomplete(job, X, clock):
             nb_epochs=_epochs(job, X),
             device=device,
         )
+    return {}, _overcomplete_encode(sae, job)
+
+
+def _overcomplete_encode(sae, job):
+    """Give the encoder of an SAE whose training was ended."""
     if job["variant"] == "batchtopk" and sae.running_threshold is None:
-        sae.running_threshold = torch.zeros((), device=device)
-    sae.eval()
-    return {}, sae.encode
+        sae.running_threshold = torch.zeros((), device=job["device"])
+    return sae.eval().encode
+
+
+def interpreto(job, X, clock):
+    """Time ``fit`` of the explainer, which makes a DataLoader of the activations."""
+    from interpreto.concepts.methods import overcomplete as methods
+    from interpreto.concepts.splitters import BaseSplitter
+    from torch.utils.data import DataLoader
+
+    class Nothing(BaseSplitter):
+        """What stands for the model: the activations are given."""
+
+        def __init__(self):
+            pass
+
+        def get_latent_shape(self):
+            return (1, job["d"])
+
+    Nothing.__abstractmethods__ = frozenset()
+
+    class WatchedLoader(DataLoader):
+        def __iter__(self):
+            return clock.watch(super().__iter__())
+
+    methods.DataLoader = WatchedLoader
+    name, own = {
+        "topk": ("TopKSAEConcepts", {"top_k": job["k"]}),
+        "batchtopk": ("BatchTopKSAEConcepts", {"top_k": job["k"] * job["b"]}),
+        "jumprelu": ("JumpReLUSAEConcepts", {}),
+        "vanilla": ("VanillaSAEConcepts", {}),
+    }[job["variant"]]
+    sizes = {"nb_concepts": job["m"], "device": job["device"]}
+    explainer = getattr(methods, name)(Nothing(), **sizes, **own)
+    with contextlib.suppress(Enough):
+        explainer.fit(
+            X, batch_size=job["b"], nb_epochs=_epochs(job, X), use_amp=job["device"] == "cuda"
+        )
+    return {}, _overcomplete_encode(explainer.concept_model, job)
 
 
 def saelens(job, X, clock):

@@ -10,12 +10,13 @@ from _speed_tools import Clock, Enough, forget_peak, peak, repeat
 
 # The estimators whose sparsity has settled, one for each case, so that rounds share them.
 _SETTLED = {}
+_SETTLING_RATE = 2e-3
 
 
 def fit(job, X, clock, backend="auto"):
     """Time ``fit`` of an estimator whose sparsity has settled, then ``transform``."""
     sae = settled(job, X, backend)
-    sae.set_params(warm_start=True, nb_epochs=n_epochs(job, len(X)))
+    sae.set_params(warm_start=True, nb_epochs=n_epochs(job, len(X)), lr="auto")
     with watched(clock), contextlib.suppress(Enough):
         sae.fit(X.cpu().numpy())
     return _notes(sae) | peak(), _encode_seconds(job, X, sae)
@@ -83,9 +84,8 @@ def settled(job, X, backend="auto"):
     key = (*(job[name] for name in ("variant", "m", "k", "b", "d", "device")), backend)
     if key not in _SETTLED:
         _SETTLED.clear()
-        n_steps = job["settle_steps"] * (4 if job["variant"] in ("jumprelu", "vanilla") else 1)
-        sae = make(job, nb_epochs=math.ceil(n_steps / n_batches(job, len(X))), backend=backend)
-        limit = Clock(0, 1, 10**9, job["settle_seconds"])
+        sae, n_steps = _unsettled(job, len(X), backend)
+        limit = Clock(0, 1, n_steps, job["settle_seconds"])
         start = time.perf_counter()
         with watched(limit), contextlib.suppress(Enough):
             sae.fit(X.cpu().numpy())
@@ -96,6 +96,19 @@ def settled(job, X, backend="auto"):
         _SETTLED[key] = sae
         forget_peak()
     return _SETTLED[key]
+
+
+def _unsettled(job, n_rows, backend):
+    """Give an estimator, and the number of steps in which it settles.
+
+    At the rate that a short fit chooses, most concepts would die. A penalty needs a plan that it
+    reaches its target in, at a moderate rate; others take the first steps of the long plan.
+    """
+    if job["variant"] in ("topk", "batchtopk"):
+        return make(job, nb_epochs=n_epochs(job, n_rows), backend=backend), job["settle_steps"]
+    n_steps = 4 * job["settle_steps"]
+    epochs = math.ceil(n_steps / n_batches(job, n_rows))
+    return make(job, nb_epochs=epochs, lr=_SETTLING_RATE, backend=backend), n_steps
 
 
 def make(job, **params):

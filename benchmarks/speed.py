@@ -13,8 +13,9 @@ written to the same memory): results are ratios to it, and ratios to sksae withi
 - sksae-reference: the same with ``backend="reference"``;
 - sksae-bare: a loop over the same kernels with what a step needs and nothing else: against it,
   sksae's step is the overhead of skorch, scikit-learn and the history;
-- overcomplete (``train_sae``), saelens (``SAETrainer``), dictionary_learning (``trainSAE``) and
-  sparsify (``Trainer``): none of them works on dead concepts in so few steps;
+- overcomplete (``train_sae``), interpreto (``fit`` of its explainers), saelens (``SAETrainer``),
+  dictionary_learning (``trainSAE``) and sparsify (``Trainer``): none of them works on dead concepts
+  in so few steps;
 - sklearn: MiniBatchDictionaryLearning at 1,024 concepts, steps of 256 rows scaled to the batch.
 
 Memory is the peak of the process (resident, with the library and the rows) during training. "floor"
@@ -190,7 +191,7 @@ def parse(arguments=None):
     parser.add_argument("--drop", type=int, default=4, help="steps at the start not counted")
     parser.add_argument("--least", type=int, default=5, help="timed steps, at least")
     parser.add_argument("--settle-steps", type=int, default=60, help="of sksae, before the first")
-    parser.add_argument("--settle-seconds", type=float, default=60, help="at most")
+    parser.add_argument("--settle-seconds", type=float, default=30, help="at most")
     parser.add_argument("--minutes", type=float, help="after which nothing new is measured")
     parser.add_argument("--timeout", type=float, default=1200, help="seconds of a measurement")
     parser.add_argument("--envs", default=CACHE, help="virtual environments, or 'here'")
