@@ -10,8 +10,6 @@ The job's answer, with timings and versions, is written to ``<out>.json``, the w
 """
 
 import copy
-import importlib
-import importlib.metadata
 import json
 import platform
 import sys
@@ -22,6 +20,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from _peer_data import Batches, Lookup, Repeated, RowNumbers, import_overcomplete, warm_up
+from _peers import DISTRIBUTIONS, version
 from _quality_sae import PlainSAE, explained_variance, share_of_equal_rows
 
 
@@ -60,26 +60,6 @@ class Watch:
             variance = explained_variance(weights(), self.x, over_batch=self.over_batch)
         self.curve.append((step, round(seconds, 3), round(variance, 5)))
         self.paused += time.perf_counter() - start
-
-
-class Batches:
-    """Shuffled batches of rows; each pass over it is a new epoch."""
-
-    def __init__(self, X, batch_size, seed):
-        self.X, self.batch_size = X, batch_size
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def __len__(self):
-        return -(-len(self.X) // self.batch_size)
-
-    def __iter__(self):
-        for index in torch.randperm(len(self.X), generator=self.generator).split(self.batch_size):
-            yield self.X[index]
-
-    def epochs(self, n):
-        """Give the batches of ``n`` epochs."""
-        for _ in range(n):
-            yield from self
 
 
 def train_sksae(job, X, watch):
@@ -138,15 +118,12 @@ def _plain_module(module, top_k, threshold=float("nan")):
 
 def train_overcomplete(job, X, watch):
     """Run ``train_sae`` with Adam and the mean squared error, as in its documentation."""
-    # Its __init__ imports plotting that needs an older matplotlib, and libGL.
-    spec = importlib.util.find_spec("overcomplete")
-    sys.modules["overcomplete"] = importlib.util.module_from_spec(spec)
-    from overcomplete.sae import BatchTopKSAE, TopKSAE, train_sae
+    library = import_overcomplete()
 
     watch.begin()
     over_batch = job["variant"] == "batchtopk"
     n_kept = job["k"] * job["batch_size"] if over_batch else job["k"]
-    cls = BatchTopKSAE if over_batch else TopKSAE
+    cls = library.BatchTopKSAE if over_batch else library.TopKSAE
     sae = cls(X.shape[1], nb_concepts=job["width"], top_k=n_kept)
 
     def plain(threshold=float("nan")):
@@ -166,7 +143,7 @@ def train_overcomplete(job, X, watch):
                 self.n_steps += 1
                 watch.tick(self.n_steps, plain)
 
-    train_sae(
+    library.train_sae(
         sae,
         Watched(X, job["batch_size"], job["seed"]),
         lambda x, x_hat, pre_codes, codes, dictionary: (x - x_hat).square().mean(),
@@ -270,7 +247,7 @@ def train_dictionary_learning(job, X, watch):
         "threshold_start_step": min(1000, steps // 2),
     }
     training.trainSAE(
-        _Repeated(batches, job["epochs"]),
+        Repeated(batches, job["epochs"]),
         [config | job["options"]],
         steps=steps,
         normalize_activations=True,
@@ -292,19 +269,6 @@ def _plain_dictionary_learning(ae, job, scale=1.0):
     )
 
 
-class _Repeated:
-    """All epochs in one pass, from the start for each pass.
-
-    ``trainSAE`` takes a first pass of a hundred batches to find the scale.
-    """
-
-    def __init__(self, batches, n_epochs):
-        self.batches, self.n_epochs = batches, n_epochs
-
-    def __iter__(self):
-        return self.batches.epochs(self.n_epochs)
-
-
 def train_sparsify(job, X, watch):
     """Run ``Trainer`` on a model that looks the rows up, because it takes no activations."""
     from sparsify import SaeConfig, TrainConfig, Trainer
@@ -312,8 +276,8 @@ def train_sparsify(job, X, watch):
     if job["variant"] != "topk":
         raise ValueError("sparsify trains TopK SAEs only.")
     watch.begin()
-    sequences = _RowNumbers(len(X), job["epochs"], job["seed"])
-    model = _Lookup(X)
+    sequences = RowNumbers(len(X), job["epochs"], job["seed"])
+    model = Lookup(X)
     with tempfile.TemporaryDirectory() as folder:
         config = {
             "sae": SaeConfig(num_latents=job["width"], k=job["k"]),
@@ -351,59 +315,12 @@ def _set_mode(optimizers, mode):
         getattr(optimizer, mode, lambda: None)()
 
 
-class _RowNumbers:
-    """Shuffled row numbers of all epochs, in sequences: what the trainer takes for tokens."""
-
-    length = 32
-
-    def __init__(self, n_rows, n_epochs, seed):
-        generator = torch.Generator().manual_seed(seed)
-        order = [torch.randperm(n_rows, generator=generator) for _ in range(n_epochs)]
-        order = torch.cat(order)
-        self.sequences = order[: len(order) // self.length * self.length].view(-1, self.length)
-
-    def __len__(self):
-        return len(self.sequences)
-
-    def __getitem__(self, i):
-        return {"input_ids": self.sequences[i]}
-
-
-class _Lookup(torch.nn.Module):
-    """A model whose only layer turns row numbers into rows."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, X):
-        super().__init__()
-        self.rows = torch.nn.Embedding.from_pretrained(X)
-        self.dummy_inputs = {"input_ids": torch.zeros(1, 2, dtype=torch.int64)}
-
-    @property
-    def base_model(self):
-        """The model itself, as in transformers."""
-        return self
-
-    def forward(self, input_ids):
-        """Give rows of shape (*input_ids.shape, n_features)."""
-        return self.rows(input_ids)
-
-
-DISTRIBUTIONS = {
-    "sksae": "sksae",
-    "overcomplete": "overcomplete",
-    "saelens": "sae-lens",
-    "dictionary_learning": "dictionary-learning",
-    "sparsify": "eai-sparsify",
-}
-
-
 def main(path):
     """Train what the job asks for, compare with the library's own inference, and answer."""
     job = json.loads(Path(path).read_text())
     X = torch.from_numpy(np.load(job["train"])[: job["n_train"]])
     test = torch.from_numpy(np.load(job["test"]))
-    _warm_up()
+    warm_up()
     torch.manual_seed(job["seed"])
     watch = Watch(test[:4096], job["every"], job["variant"] == "batchtopk")
     sae, seconds, reconstruct = globals()[f"train_{job['library']}"](job, X, watch)
@@ -418,24 +335,9 @@ def main(path):
         "curve": watch.curve,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in packages},
+        "versions": {name: version(name) for name in packages},
     }
     Path(f"{job['out']}.json").write_text(json.dumps(answer))
-
-
-def _warm_up():
-    """Take one step of Adam: torch imports parts of itself at the first, for seconds."""
-    layer = torch.nn.Linear(2, 2)
-    optimizer = torch.optim.Adam(layer.parameters())
-    layer(torch.ones(1, 2)).sum().backward()
-    optimizer.step()
-
-
-def _version(distribution):
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return "source"
 
 
 if __name__ == "__main__":

@@ -32,7 +32,6 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -40,18 +39,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _peers import CACHE, interpreter, machine
 from _quality_sae import BLOCK, PlainSAE, explained_variance
 
 HERE = Path(__file__).parent
-CACHE = Path.home() / ".cache" / "sksae-benchmarks"
-
-PEERS = {
-    "overcomplete": ["torch==2.14.1", "torchvision==0.29.1", "overcomplete==0.3.0"],
-    "saelens": ["torch==2.14.1", "sae-lens==6.54.12"],
-    "dictionary_learning": ["torch==2.14.1", "dictionary-learning==0.1.0"],
-    "sparsify": ["torch==2.14.1", "eai-sparsify==1.3.3"],
-}
-
 # Learning rates (None: the library's own), with further options. The warm-up of 1,000 steps that
 # two of them have by default would be most of a run of 1,465 steps.
 GRID = {
@@ -100,19 +91,6 @@ def run(args):
         file.write(json.dumps(result) + "\n")
 
 
-def interpreter(library, envs):
-    """Give the Python that has a library; install the library first if need be."""
-    if library == "sksae":
-        return sys.executable
-    folder, wanted = Path(envs, library), " ".join(PEERS[library])
-    python, installed = folder / "bin" / "python", folder / "installed.txt"
-    if not installed.exists() or installed.read_text() != wanted:
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *PEERS[library]], check=True)
-        installed.write_text(wanted)
-    return str(python)
-
-
 def train(job, python):
     """Train in a process of its own; give its answer."""
     path = Path(f"{job['out']}-job.json")
@@ -138,15 +116,6 @@ def seconds_to(curve):
         times = (seconds for _, seconds, variance in curve if variance >= target)
         first[f"{target:.2f}"] = next(times, None)
     return first
-
-
-def machine():
-    """Name the processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 # -- measures -----------------------------------------------------------------------
