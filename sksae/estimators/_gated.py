@@ -9,7 +9,7 @@ from ..losses import gate_l1, gate_reconstruction
 from ._base import BaseSAE, _array
 from ._parameters import COEFFICIENT, PENALISED, check_resampling, check_target_l0
 
-_AUTO = 0.1
+_AUTO = 0.2
 
 
 class GatedSAE(BaseSAE):
@@ -30,8 +30,9 @@ class GatedSAE(BaseSAE):
     nb_concepts : int, default=1024
         Number of dictionary rows.
     l1_coefficient : float or "auto", default="auto"
-        Weight of the L1 penalty; more gives sparser codes. "auto" is ``0.1 *
-        sqrt(n_features)``, as in `VanillaSAE`. With 0 nothing makes the codes sparse.
+        Weight of the L1 penalty; more gives sparser codes. "auto" is ``0.2 *
+        sqrt(n_features)``, twice that of `VanillaSAE`: codes that do not shrink pay for
+        being active at a higher weight only. With 0 nothing makes the codes sparse.
     target_l0 : float or None, default=None
         Mean number of active concepts per row to reach: the weight of the penalty, from
         ``l1_coefficient`` on, is steered to it during training, see `sksae.losses.TargetL0`.
