@@ -24,6 +24,8 @@ from sksae.datasets import make_activations
 from sksae.training import BatchIterator, RowBatches
 from sksae.training._data import InputStatistics, geometric_median, mean_and_variance
 
+VARIANTS = [VanillaSAE, TopKSAE, BatchTopKSAE, JumpReLUSAE, GatedSAE, MatryoshkaSAE]
+
 
 @pytest.fixture(scope="module")
 def X():
