@@ -2,7 +2,16 @@
 
 from . import activations, attribution, datasets, interpretation, intervention, losses, metrics
 from .activations import ConceptPooler, Extractor, KeepRows, TransformerActivationExtractor
-from .estimators import BaseSAE, BatchTopKSAE, JumpReLUSAE, TopKSAE, VanillaSAE, fit_many
+from .estimators import (
+    BaseSAE,
+    BatchTopKSAE,
+    GatedSAE,
+    JumpReLUSAE,
+    MatryoshkaSAE,
+    TopKSAE,
+    VanillaSAE,
+    fit_many,
+)
 from .interpretation import TopKInputs
 
 __version__ = "0.1.0"
@@ -12,8 +21,10 @@ __all__ = [
     "BatchTopKSAE",
     "ConceptPooler",
     "Extractor",
+    "GatedSAE",
     "JumpReLUSAE",
     "KeepRows",
+    "MatryoshkaSAE",
     "TopKInputs",
     "TopKSAE",
     "TransformerActivationExtractor",

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sksae import BatchTopKSAE, Extractor, JumpReLUSAE, TopKSAE, VanillaSAE
+from sksae import BatchTopKSAE, Extractor, GatedSAE, JumpReLUSAE, MatryoshkaSAE, TopKSAE, VanillaSAE
 from sksae.datasets import make_activations
 from sksae.intervention import spliced_loss
 
@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 
-VARIANTS = [VanillaSAE, TopKSAE, BatchTopKSAE, JumpReLUSAE]
+VARIANTS = [VanillaSAE, TopKSAE, BatchTopKSAE, JumpReLUSAE, GatedSAE, MatryoshkaSAE]
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ HEAVY = tuple("transformers overcomplete matplotlib timm cv2 torchvision openai 
 
 
 def test_public_names():
-    expected = """BaseSAE VanillaSAE TopKSAE BatchTopKSAE JumpReLUSAE TransformerActivationExtractor
-    Extractor TopKInputs ConceptPooler KeepRows losses metrics datasets interpretation
-    intervention attribution"""
+    expected = """BaseSAE VanillaSAE TopKSAE BatchTopKSAE JumpReLUSAE GatedSAE MatryoshkaSAE
+    TransformerActivationExtractor Extractor TopKInputs ConceptPooler KeepRows losses
+    metrics datasets interpretation intervention attribution"""
     assert set(expected.split()) <= set(sksae.__all__)
     assert sksae.Extractor is sksae.TransformerActivationExtractor
 

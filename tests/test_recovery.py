@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sksae import BatchTopKSAE, JumpReLUSAE, TopKSAE, VanillaSAE
+from sksae import BatchTopKSAE, GatedSAE, JumpReLUSAE, MatryoshkaSAE, TopKSAE, VanillaSAE
 from sksae.datasets import make_activations
 
 TRAINING = {"nb_epochs": 25, "batch_size": 256, "random_state": 0}
@@ -29,6 +29,8 @@ def cosines(dictionary, components):
         BatchTopKSAE(64, top_k=3, **TRAINING),
         JumpReLUSAE(64, l0_coefficient=0.02, **TRAINING),
         JumpReLUSAE(64, target_l0=3, **TRAINING),
+        GatedSAE(64, target_l0=3, **TRAINING),
+        MatryoshkaSAE(64, top_k=3, prefixes=[0.5, 1.0], **TRAINING),
     ],
     ids=lambda sae: f"{type(sae).__name__}-{sae.target_l0}",
 )

@@ -3,8 +3,19 @@
 from ._base import BaseSAE
 from ._batchtopk import BatchTopKSAE
 from ._fit_many import fit_many
+from ._gated import GatedSAE
 from ._jumprelu import JumpReLUSAE
+from ._matryoshka import MatryoshkaSAE
 from ._topk import TopKSAE
 from ._vanilla import VanillaSAE
 
-__all__ = ["BaseSAE", "BatchTopKSAE", "JumpReLUSAE", "TopKSAE", "VanillaSAE", "fit_many"]
+__all__ = [
+    "BaseSAE",
+    "BatchTopKSAE",
+    "GatedSAE",
+    "JumpReLUSAE",
+    "MatryoshkaSAE",
+    "TopKSAE",
+    "VanillaSAE",
+    "fit_many",
+]

@@ -271,6 +271,10 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         """Give ``[(coefficient, term), ...]`` to add to the criterion, see `SAELoss`."""
         return []
 
+    def _reconstruction_terms(self):
+        """Give ``[(coefficient, term), ...]`` of further reconstructions, see `SAELoss`."""
+        return []
+
     def _check_parameters(self):
         """Check what single constraints cannot; a variant extends it."""
 
@@ -510,10 +514,14 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
             float64 for float64 codes and else float32. Carries the ``.rows`` of ``Z``,
             if it has them.
         """
+        return self._decode_rows(Z)
+
+    def _decode_rows(self, Z, n_prefix=None):
         check_is_fitted(self)
         rows = rows_of(Z)
         Z = check_codes(self, Z, self._n_features_out)
-        X = decode_rows(Z, self.components_.astype(Z.dtype, copy=False))
+        Z = Z if n_prefix is None else Z[:, :n_prefix]
+        X = decode_rows(Z, self.components_[:n_prefix].astype(Z.dtype, copy=False))
         X += self.decoder_bias_.astype(Z.dtype, copy=False)
         return with_rows(X, rows)
 

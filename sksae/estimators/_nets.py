@@ -223,6 +223,7 @@ def _weights(estimator) -> dict[str, Any]:
     """Give what of the loss may change between fits, as attributes of `SAELoss`."""
     return {
         "terms": estimator._loss_terms(),
+        "reconstruction_terms": estimator._reconstruction_terms(),
         "auxk_coefficient": estimator.auxk_coefficient,
         "k_aux": estimator.k_aux,
         "target_l0": estimator.target_l0,

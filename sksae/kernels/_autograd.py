@@ -51,9 +51,11 @@ class _Decode(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):
         values, dictionary = ctx.saved_tensors
-        starts, rows, order = ctx.codes.by_concept
-        on_dictionary = _cpu.sum_rows(starts, rows, values[order], g)
-        _cpu.remove_parallel_(on_dictionary, dictionary)
+        on_dictionary = None
+        if ctx.needs_input_grad[1]:
+            starts, rows, order = ctx.codes.by_concept
+            on_dictionary = _cpu.sum_rows(starts, rows, values[order], g)
+            _cpu.remove_parallel_(on_dictionary, dictionary)
         return _cpu.products(ctx.codes, g, dictionary), on_dictionary, g.sum(dim=0), None
 
 

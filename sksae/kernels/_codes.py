@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -38,12 +39,34 @@ class SparseCodes:
         Concept j has the entries ``starts[j]`` to ``starts[j + 1]`` of the sorted ones,
         which lie in ``rows``; ``order`` gives their positions among the unsorted.
         """
+        starts, order = self._concept_order
+        return starts, self.rows[order], order
+
+    @functools.cached_property
+    def _concept_order(self) -> tuple[Tensor, Tensor]:
         sorted_columns, order = self.columns.sort(stable=True)
         concepts = torch.arange(
             self.n_concepts + 1, dtype=torch.int32, device=sorted_columns.device
         )
-        starts = torch.searchsorted(sorted_columns, concepts, out_int32=True)
-        return starts, self.rows[order], order
+        return torch.searchsorted(sorted_columns, concepts, out_int32=True), order
+
+    def split_at(self, ends: Sequence[int]) -> SparseCodes:
+        """Give the same entries with a row for every row and group of concepts.
+
+        Row ``i * len(ends) + g`` has the entries of row i whose concepts lie from
+        ``ends[g - 1]`` (0 for the first group) to ``ends[g]``; the last end is
+        ``n_concepts``. The columns of each row have to ascend, as `above` gives them.
+        """
+        n_rows, device = len(self.indptr) - 1, self.columns.device
+        begins = torch.tensor([0, *ends[:-1]], device=device)
+        first = torch.arange(n_rows, device=device)[:, None] * self.n_concepts
+        indptr = torch.empty(n_rows * len(ends) + 1, dtype=torch.int32, device=device)
+        keys = self.rows.long() * self.n_concepts + self.columns
+        indptr[:-1] = torch.searchsorted(keys, (first + begins).flatten())
+        indptr[-1] = len(keys)
+        split = SparseCodes(indptr, self.columns, self.n_concepts)
+        split._concept_order = self._concept_order
+        return split
 
     def keep(self, mask: Tensor) -> SparseCodes:
         """Give the layout of the entries where ``mask``, shape (n_stored,), is true."""

@@ -13,6 +13,7 @@ from ._criterion import (
 )
 from ._functions import auxk_loss, dead_neurons_reanimation, l0_penalty, l1_penalty, mse
 from ._target_l0 import TargetL0
+from ._terms import gate_l1, gate_reconstruction, prefix_reconstruction
 
 __all__ = [
     "CRITERIA",
@@ -24,10 +25,13 @@ __all__ = [
     "auxk_loss",
     "check_loss",
     "dead_neurons_reanimation",
+    "gate_l1",
+    "gate_reconstruction",
     "jumprelu_l0",
     "l0_penalty",
     "l1_penalty",
     "mse",
+    "prefix_reconstruction",
     "resolve_criterion",
     "vanilla_l1",
 ]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ._functions import auxk_loss, dead_neurons_reanimation, l0_penalty, l1_penalty, mse
 from ._target_l0 import TargetL0
+from ._terms import STORED_TERMS
 
 Term = Callable[[Any, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -97,10 +98,11 @@ def _takes(function, n_arguments: int) -> bool:
 
 
 class SAELoss(nn.Module):
-    """A reconstruction criterion, the penalties of a variant, and AuxK.
+    """A reconstruction criterion, the further terms of a variant, and AuxK.
 
-    ``reconstruction + scale * sum(coefficient * penalty) + auxk_coefficient * auxk``,
-    where ``scale`` is 1 but for a warm-up and a target for L0.
+    ``reconstruction + sum(coefficient * further reconstruction) + scale * sum(coefficient *
+    penalty) + auxk_coefficient * auxk``, where ``scale`` is 1 but for a warm-up and a target
+    for L0.
 
     Parameters
     ----------
@@ -116,6 +118,9 @@ class SAELoss(nn.Module):
         Dead concepts used for each sample. None is half the width of the input.
     target_l0 : float, optional
         Mean number of active concepts that the penalties are steered to, by `TargetL0`.
+    reconstruction_terms : sequence of (float, callable)
+        Losses of reconstructions other than that of all codes: like ``terms``, but never
+        scaled.
 
     Attributes
     ----------
@@ -130,10 +135,11 @@ class SAELoss(nn.Module):
         auxk_coefficient: float = 0.0,
         k_aux: int | None = None,
         target_l0: float | None = None,
+        reconstruction_terms: Sequence[tuple[float, Term]] = (),
     ) -> None:
         super().__init__()
         self.reconstruction = reconstruction
-        self.terms = list(terms)
+        self.terms, self.reconstruction_terms = list(terms), list(reconstruction_terms)
         self.auxk_coefficient, self.k_aux = auxk_coefficient, k_aux
         self.target_l0 = target_l0
         self.controller = TargetL0()
@@ -168,7 +174,8 @@ class SAELoss(nn.Module):
         """
         batch = (x, x_hat, pre_codes, codes, dictionary)
         penalties = [c * term(module, *batch) for c, term in self.terms if c]
-        loss = self.reconstruction(*batch) + self._penalty(penalties)
+        others = [c * term(module, *batch) for c, term in self.reconstruction_terms if c]
+        loss = self.reconstruction(*batch) + sum(others) + self._penalty(penalties)
         if self.auxk_coefficient and len(module.dead_concepts):
             rows = dictionary.index_select(0, module.dead_concepts)
             loss = loss + self._auxk(module, x, x_hat, pre_codes, rows)
@@ -183,18 +190,21 @@ class SAELoss(nn.Module):
         """
         if self.reconstruction is not mse:
             return "criterion is not 'mse'"
-        unknown = [term for c, term in self.terms if c and term not in _STORED_TERMS]
-        return f"the penalty {unknown[0]!r} needs all codes" if unknown else None
+        terms = [*self.terms, *self.reconstruction_terms]
+        unknown = [term for c, term in terms if c and term not in _STORED_TERMS]
+        return f"the loss term {unknown[0]!r} needs all codes" if unknown else None
 
-    def sparse(self, module, x: Tensor, x_hat: Tensor, codes, pre_codes: Tensor, values: Tensor):
+    def sparse(self, module, x: Tensor, x_hats, codes, pre_codes: Tensor, values: Tensor):
         """Give the total loss of a batch from the stored codes.
 
         Parameters
         ----------
         module : SAEModule
             The module being trained.
-        x, x_hat : Tensor of shape (n, n_features)
-            Input and reconstruction.
+        x : Tensor of shape (n, n_features)
+            Input.
+        x_hats : tuple of Tensor of shape (n, n_features)
+            Its reconstructions; the last one is by all concepts.
         codes : SparseCodes
             Where the codes are.
         pre_codes, values : Tensor of shape (n_stored,)
@@ -205,12 +215,13 @@ class SAELoss(nn.Module):
         Tensor
             One number.
         """
-        batch = (module, x, codes, pre_codes, values)
+        batch = (module, x, x_hats, codes, pre_codes, values)
         penalties = [c * _STORED_TERMS[term](*batch) for c, term in self.terms if c]
-        loss = mse(x, x_hat) + self._penalty(penalties)
+        others = [c * _STORED_TERMS[term](*batch) for c, term in self.reconstruction_terms if c]
+        loss = mse(x, x_hats[-1]) + sum(others) + self._penalty(penalties)
         if self.auxk_coefficient and len(module.dead_concepts):
             rows = module.dictionary.rows(module.dead_concepts)
-            loss = loss + self._auxk(module, x, x_hat, None, rows)
+            loss = loss + self._auxk(module, x, x_hats[-1], None, rows)
         return loss
 
     def _penalty(self, penalties: list[Tensor]) -> Tensor | float:
@@ -289,12 +300,12 @@ def jumprelu_l0(module, x, x_hat, pre_codes, codes, dictionary) -> Tensor:
     return l0_penalty(module.active(pre_codes))
 
 
-def _stored_l1(module, x, codes, pre_codes, values) -> Tensor:
+def _stored_l1(module, x, x_hats, codes, pre_codes, values) -> Tensor:
     """Give `vanilla_l1` of stored codes, whose dictionary rows have unit norm."""
     return values.sum() / x.numel()
 
 
-def _stored_l0(module, x, codes, pre_codes, values) -> Tensor:
+def _stored_l0(module, x, x_hats, codes, pre_codes, values) -> Tensor:
     """Give `jumprelu_l0` of stored codes."""
     return module.stored_active(codes, pre_codes).sum() / len(x)
 
@@ -302,6 +313,7 @@ def _stored_l0(module, x, codes, pre_codes, values) -> Tensor:
 _STORED_TERMS: dict[Term, Callable[..., Tensor]] = {
     vanilla_l1: _stored_l1,
     jumprelu_l0: _stored_l0,
+    **STORED_TERMS,
 }
 
 

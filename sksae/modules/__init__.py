@@ -1,7 +1,9 @@
 """Torch modules of the sparse autoencoders: overcomplete's classes, mended and completed."""
 
 from ._base import VECTOR_ENCODERS, Dictionary, SAEModule
+from ._gated import GatedModule
 from ._jumprelu import KERNELS, jump_relu, step
+from ._matryoshka import MatryoshkaModule
 from ._overcomplete import load_overcomplete_sae
 from ._variants import BatchTopKModule, JumpReLUModule, TopKModule, VanillaModule
 
@@ -10,7 +12,9 @@ __all__ = [
     "VECTOR_ENCODERS",
     "BatchTopKModule",
     "Dictionary",
+    "GatedModule",
     "JumpReLUModule",
+    "MatryoshkaModule",
     "SAEModule",
     "TopKModule",
     "VanillaModule",

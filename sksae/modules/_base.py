@@ -222,8 +222,10 @@ class SAEModule:
 
     def forward_sparse(
         self, u: Tensor, buffer: Tensor, check: Callable[[int, int], None]
-    ) -> tuple[SparseCodes, Tensor, Tensor, Tensor]:
-        """Give ``(codes, stored pre-codes, stored values, u_hat)`` of scaled input in training.
+    ) -> tuple[SparseCodes, Tensor, Tensor, tuple[Tensor, ...]]:
+        """Give ``(codes, stored pre-codes, stored values, u_hats)`` of scaled input in training.
+
+        ``u_hats`` are those of `decode_stored`.
 
         ``buffer``, shape (n, nb_concepts), is overwritten by the pre-codes. ``check`` is called
         with the number of stored codes and of all, and may raise.
@@ -232,7 +234,14 @@ class SAEModule:
         pre_codes, codes = encode(u, bias, linear.weight, linear.bias, self.select_stored, buffer)
         check(len(pre_codes), buffer.numel())
         values = self.codes_of_stored(codes, pre_codes)
-        return codes, pre_codes, values, decode(codes, values, self.dictionary._weights, bias)
+        return codes, pre_codes, values, self.decode_stored(codes, values)
+
+    def decode_stored(self, codes: SparseCodes, values: Tensor) -> tuple[Tensor, ...]:
+        """Give the reconstructions of stored codes that the loss needs, in scaled units.
+
+        Each has shape (n, n_features). The last one is by all concepts; here it is the only one.
+        """
+        return (decode(codes, values, self.dictionary._weights, self.decoder_bias),)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Give ``(pre_codes, codes)`` in input units."""

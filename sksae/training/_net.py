@@ -372,12 +372,12 @@ class SAENet(NeuralNet):
         if buffer is None:
             return None
         try:
-            codes, pre_codes, values, u_hat = module.forward_sparse(u, buffer, stored.check)
+            codes, pre_codes, values, u_hats = module.forward_sparse(u, buffer, stored.check)
         except TooManyStored:
             return None
-        loss = self.criterion_.sparse(module, u, u_hat, codes, pre_codes, values)
+        loss = self.criterion_.sparse(module, u, u_hats, codes, pre_codes, values)
         active = {"n_active": torch.count_nonzero(values), "fired": codes.fired(values)}
-        return {"loss": loss, "y_pred": u_hat, "u": u} | active
+        return {"loss": loss, "y_pred": u_hats[-1], "u": u} | active
 
     def _count_nan_fallback(self):
         self._nan_fallbacks += 1

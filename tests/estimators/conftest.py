@@ -1,10 +1,12 @@
 import pytest
 
-from sksae import BatchTopKSAE, JumpReLUSAE, TopKSAE, VanillaSAE
+from sksae import BatchTopKSAE, GatedSAE, JumpReLUSAE, MatryoshkaSAE, TopKSAE, VanillaSAE
 from sksae.datasets import make_activations
 
+VARIANTS = (VanillaSAE, TopKSAE, BatchTopKSAE, JumpReLUSAE, GatedSAE, MatryoshkaSAE)
 
-@pytest.fixture(params=[VanillaSAE, TopKSAE, BatchTopKSAE, JumpReLUSAE], ids=lambda c: c.__name__)
+
+@pytest.fixture(params=VARIANTS, ids=lambda c: c.__name__)
 def sae_cls(request):
     """One run for each variant."""
     return request.param

@@ -11,12 +11,13 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV
 from skorch.callbacks import Callback
 
-from sksae import BatchTopKSAE, JumpReLUSAE, TopKSAE, VanillaSAE, fit_many
+from sksae import BatchTopKSAE, GatedSAE, JumpReLUSAE, MatryoshkaSAE, TopKSAE, VanillaSAE, fit_many
 from sksae.datasets import make_activations
 from sksae.metrics import l0
 from sksae.training import ResampleDead
 
-VARIANTS = [VanillaSAE, TopKSAE, BatchTopKSAE, JumpReLUSAE]
+PENALISED = [VanillaSAE, JumpReLUSAE, GatedSAE]
+VARIANTS = [VanillaSAE, TopKSAE, BatchTopKSAE, JumpReLUSAE, GatedSAE, MatryoshkaSAE]
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,7 @@ def test_many_dead_concepts_are_warned_of(rows):
 # -- resampling -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cls", [VanillaSAE, JumpReLUSAE])
+@pytest.mark.parametrize("cls", PENALISED)
 def test_resampling_changes_weights_and_revives(cls, rows):
     off, on, again = (
         half_dead(cls, auxk_coefficient=0, resample_dead=value).fit(rows)
@@ -111,7 +112,7 @@ def test_resampling_changes_weights_and_revives(cls, rows):
     np.testing.assert_array_equal(again.components_, on.components_)
 
 
-@pytest.mark.parametrize("cls", [VanillaSAE, JumpReLUSAE])
+@pytest.mark.parametrize("cls", PENALISED)
 def test_a_resampled_concept_starts_at_a_row(cls, rows):
     sae = half_dead(cls, auxk_coefficient=0).fit(rows)
     net, module, linear = sae.net_, sae.module_, sae.module_.linear_encoder
@@ -167,14 +168,14 @@ def test_resampling_needs_the_linear_encoder(rows):
 # -- targets, annealing -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cls", [VanillaSAE, JumpReLUSAE])
+@pytest.mark.parametrize("cls", PENALISED)
 @pytest.mark.parametrize("target", [4, 10])
 def test_target_l0_is_met_on_held_out_rows(cls, target, rows):
     train, test = rows[:4000], rows[4000:]
     sae = cls(64, target_l0=target, nb_epochs=60, batch_size=256, random_state=0).fit(train)
     assert l0(sae.transform(test)) == pytest.approx(target, rel=0.05)
-    name = "l1_coefficient_" if cls is VanillaSAE else "l0_coefficient_"
-    start = 0.1 * np.sqrt(16) if cls is VanillaSAE else 1e-3
+    name = "l0_coefficient_" if cls is JumpReLUSAE else "l1_coefficient_"
+    start = {VanillaSAE: 0.1 * 4, JumpReLUSAE: 1e-3, GatedSAE: 0.2 * 4}[cls]
     assert getattr(cls(64, nb_epochs=1).fit(train), name) == pytest.approx(start)
     assert getattr(sae, name) != pytest.approx(start)
 
@@ -194,7 +195,7 @@ def test_targets_that_cannot_be_reached(params, message, rows):
         VanillaSAE(64, **params).fit(rows)
 
 
-@pytest.mark.parametrize("cls", [VanillaSAE, JumpReLUSAE])
+@pytest.mark.parametrize("cls", PENALISED)
 @pytest.mark.parametrize("n_steps", [100, 300])
 def test_a_target_that_is_missed_is_warned_of(cls, n_steps, rows):
     sae = cls(256, target_l0=8, nb_epochs=n_steps // 6, random_state=0)
@@ -221,7 +222,7 @@ class SeesK(Callback):
         self.seen.append(net.module_.train().k())
 
 
-@pytest.mark.parametrize("cls", [TopKSAE, BatchTopKSAE])
+@pytest.mark.parametrize("cls", [TopKSAE, BatchTopKSAE, MatryoshkaSAE])
 def test_k_falls_to_top_k(cls, rows):
     sae = cls(64, top_k=4, k_anneal=6, nb_epochs=1, batch_size=600, random_state=0)
     sae.set_params(callbacks=[("k", SeesK())]).fit(rows)
@@ -232,7 +233,7 @@ def test_k_falls_to_top_k(cls, rows):
     np.testing.assert_array_equal(twin.transform(rows).data, sae.transform(rows).data)
 
 
-@pytest.mark.parametrize("cls", [TopKSAE, BatchTopKSAE])
+@pytest.mark.parametrize("cls", [TopKSAE, BatchTopKSAE, MatryoshkaSAE])
 def test_mean_l0_is_k_within_one_percent(cls, rows):
     sae = cls(64, top_k=5, nb_epochs=3, batch_size=256, random_state=0).fit(rows)
     assert l0(sae.transform(rows)) == pytest.approx(5, rel=0.01)
@@ -407,6 +408,8 @@ def several():
         BatchTopKSAE(24, top_k=4, nb_epochs=2, random_state=0),
         VanillaSAE(40, nb_epochs=3, batch_size=300, target_l0=5, random_state=1),
         JumpReLUSAE(24, nb_epochs=1, validation_fraction=0.2, random_state=2),
+        GatedSAE(24, nb_epochs=2, random_state=0),
+        MatryoshkaSAE(32, top_k=4, nb_epochs=2, random_state=0),
         TopKSAE(24, top_k=3, nb_epochs=2, encoder_module="mlp_ln_1", random_state=0),
     ]
 

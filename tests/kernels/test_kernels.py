@@ -102,6 +102,30 @@ def test_nth_largest(dtype):
     assert nth_largest(torch.ones(4), 2) == 1
 
 
+@pytest.mark.parametrize("ends", [(M,), (1, M), (3, 4, 60, M), tuple(range(1, M + 1))])
+@pytest.mark.parametrize("cut", [0.5, 3.5, torch.inf])
+def test_split_at_gives_each_row_a_part_for_each_group(ends, cut, dtype):
+    pre = numbers(N, M, dtype=dtype)
+    pre[[0, 7, N - 1]] = -torch.inf  # rows without entries
+    codes, values = above(pre, pre.new_tensor(cut))
+    split = codes.split_at(ends)
+    assert split.indptr.dtype == torch.int32
+    parts = split.dense(values).view(N, len(ends), M)
+    start, dense = 0, codes.dense(values)
+    for g, end in enumerate(ends):
+        assert torch.equal(parts[:, g, start:end], dense[:, start:end])
+        assert parts[:, g].count_nonzero() == dense[:, start:end].count_nonzero()
+        start = end
+    assert torch.equal(split.by_concept[0], codes.by_concept[0])
+    assert torch.equal(split.by_concept[1] // len(ends), codes.by_concept[1])
+
+
+def test_split_at_of_no_rows():
+    codes, values = above(torch.zeros(0, M), torch.tensor(0.0))
+    assert codes.split_at((4, M)).indptr.tolist() == [0]
+    assert len(values) == 0
+
+
 # -- values and gradients -------------------------------------------------------------------------
 
 

@@ -11,7 +11,9 @@ from sksae.estimators._jumprelu import KERNEL_NAMES
 from sksae.modules import (
     KERNELS,
     BatchTopKModule,
+    GatedModule,
     JumpReLUModule,
+    MatryoshkaModule,
     TopKModule,
     VanillaModule,
     jump_relu,
@@ -25,6 +27,13 @@ BUILD = {
     TopKModule: {"top_k": 3},
     BatchTopKModule: {"top_k": 3, "threshold_momentum": 0.9},
     JumpReLUModule: {"kernel": "rectangle", "bandwidth": 0.5},
+    GatedModule: {},
+    MatryoshkaModule: {
+        "top_k": 3,
+        "threshold_momentum": 0.9,
+        "prefixes": (4, C),
+        "prefix_weights": (1.0, 1.0),
+    },
 }
 
 
@@ -57,7 +66,8 @@ def pre_codes(module, x):
 
 def test_each_module_is_its_overcomplete_class():
     sae = load_overcomplete_sae()
-    pairs = zip(BUILD, (sae.SAE, sae.TopKSAE, sae.BatchTopKSAE, sae.JumpSAE), strict=True)
+    theirs = (sae.SAE, sae.TopKSAE, sae.BatchTopKSAE, sae.JumpSAE, sae.SAE, sae.BatchTopKSAE)
+    pairs = zip(BUILD, theirs, strict=True)
     assert all(issubclass(cls, theirs) for cls, theirs in pairs)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from skorch.callbacks import GradientNormClipping
 
-from sksae import BatchTopKSAE, JumpReLUSAE, TopKSAE, VanillaSAE
+from sksae import BatchTopKSAE, GatedSAE, JumpReLUSAE, MatryoshkaSAE, TopKSAE, VanillaSAE
 from sksae.datasets import make_activations
 from sksae.kernels import _cpu
 from sksae.losses import SAELossClasses
@@ -42,6 +42,12 @@ VARIANTS = {
     "triangular": (JumpReLUSAE, {"kernel": "triangular", "bandwidth": 0.2}),
     "cosine": (JumpReLUSAE, {"kernel": "cosine", "bandwidth": 0.2}),
     "vanilla": (VanillaSAE, {}),
+    "gated": (GatedSAE, {"target_l0": 6, "resample_dead": True, "dead_after": 60}),
+    "matryoshka": (
+        MatryoshkaSAE,
+        {"top_k": 6, "dead_after": 60, "prefix_weights": [3, 1, 0, 2, 1]},
+    ),
+    "one prefix": (MatryoshkaSAE, {"top_k": 6, "prefixes": [1.0]}),
 }
 
 # What the kernels serve: dead concepts, clipping, optimizers, units, callbacks and so on.

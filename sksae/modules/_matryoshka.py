@@ -1,0 +1,43 @@
+"""The torch module of MatryoshkaSAE: BatchTopK codes, decoded by each prefix of the dictionary."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..kernels import SparseCodes, decode
+from ._variants import BatchTopKModule
+
+
+class MatryoshkaModule(BatchTopKModule):
+    """A BatchTopK module that knows the prefixes of concepts that are to stand alone.
+
+    ``prefixes`` are ascending numbers of concepts, the last of them all; ``prefix_weights``
+    those of their losses, the last of them 1.
+    """
+
+    def __init__(
+        self,
+        n_features: int,
+        nb_concepts: int,
+        *,
+        prefixes: Sequence[int],
+        prefix_weights: Sequence[float],
+        **params: Any,
+    ) -> None:
+        super().__init__(n_features, nb_concepts, **params)
+        self.prefixes, self.prefix_weights = tuple(prefixes), tuple(prefix_weights)
+
+    def decode_stored(self, codes: SparseCodes, values: Tensor) -> tuple[Tensor, ...]:
+        """Give the reconstruction by each prefix: sums by group of concepts, added up."""
+        bias, n_groups = self.decoder_bias, len(self.prefixes)
+        if n_groups == 1:
+            return super().decode_stored(codes, values)
+        split = codes.split_at(self.prefixes)
+        sums = decode(split, values, self.dictionary._weights, torch.zeros_like(bias))
+        by_group = sums.view(-1, n_groups, len(bias)).unbind(1)
+        return tuple(itertools.accumulate(by_group, initial=bias))[1:]
