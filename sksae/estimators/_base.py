@@ -46,7 +46,8 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
 
     A variant adds its parameters, a module and its loss terms: it defines ``__init__``
     (own parameters, then ``**shared``), ``_parameter_constraints``, `_module` and, if it
-    has penalties, `_loss_terms`.
+    has penalties, `_loss_terms`; losses of further reconstructions, which no warm-up and no
+    target scales, go into `_reconstruction_terms`.
 
     Parameters
     ----------

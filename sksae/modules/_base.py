@@ -340,7 +340,11 @@ class SAEModule:
 
 
 def mean_kth_largest(batches: Iterable[Tensor], k: float) -> Tensor:
-    """Give the mean over batches of the ``k * n``-th largest entry of each batch of n rows.
+    """Give a cut that ``k`` entries per row exceed, as the mean over batches of n rows.
+
+    In each batch it lies halfway between the ``k * n``-th largest entry and the next, where
+    negative and missing ones count as 0: were it one of the entries, rounding could decide
+    about that one.
 
     Parameters
     ----------
@@ -357,7 +361,10 @@ def mean_kth_largest(batches: Iterable[Tensor], k: float) -> Tensor:
     total, n_rows = torch.zeros(()), 0
     for batch in batches:
         n_kept = min(max(1, round(k * len(batch))), batch.numel())
-        total = total + len(batch) * batch.flatten().topk(n_kept, sorted=False).values.min()
+        largest = batch.flatten().topk(min(n_kept + 1, batch.numel()), sorted=False).values
+        n_smallest = 1 + (len(largest) > n_kept)
+        around = largest.topk(n_smallest, largest=False).values.clamp(min=0)
+        total = total + len(batch) * around.sum() / 2
         n_rows += len(batch)
     return total / n_rows
 

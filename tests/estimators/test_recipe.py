@@ -336,6 +336,8 @@ class Spoil(Callback):
         if len(net.history) == 4:
             with torch.no_grad():
                 net.module_.linear_encoder.bias += 5
+                if hasattr(net.module_, "b_mag"):
+                    net.module_.b_mag += 5
 
 
 @pytest.mark.parametrize("cls", VARIANTS)

@@ -20,6 +20,7 @@ from sksae.modules import (
     load_overcomplete_sae,
     step,
 )
+from sksae.modules._base import mean_kth_largest
 
 N, D, C = 7, 5, 11
 BUILD = {
@@ -316,4 +317,22 @@ def test_dictionary_initializer(convert):
     np.testing.assert_allclose(module.get_dictionary().detach().numpy(), expected, rtol=1e-5)
     np.testing.assert_allclose(
         module.encoder.final_block[0].weight.detach().numpy(), expected, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "k", "cut"),
+    [
+        ([[5.0, 3.0, 1.0], [4.0, 2.0, 0.0]], 1, 3.5),  # between 4 and 3
+        ([[5.0, 3.0, 1.0], [4.0, 2.0, 0.0]], 1.5, 2.5),
+        ([[5.0, -3.0, -1.0]], 1, 2.5),  # the next counts as 0
+        ([[5.0, 3.0]], 2, 1.5),  # there is no next
+        ([[-1.0, -2.0]], 1, 0.0),
+    ],
+)
+def test_the_cut_lies_between_the_entries_it_parts(rows, k, cut):
+    batch = torch.tensor(rows, dtype=torch.float64)
+    assert mean_kth_largest([batch], k).item() == cut
+    assert mean_kth_largest([batch, batch[:1]], k).item() == pytest.approx(
+        (len(rows) * cut + mean_kth_largest([batch[:1]], k).item()) / (len(rows) + 1)
     )
