@@ -19,6 +19,57 @@ HEAD = (
 )
 
 
+SUMMARY = (
+    "case",
+    "product ms",
+    "step ms",
+    "rows/s",
+    "x product",
+    "over the bare loop",
+    "faster than reference",
+    "than the best peer",
+    "encode rows/s",
+    "than the best peer",
+)
+
+
+def summary(results):
+    """Give a table of sksae alone, a line for each case."""
+    parts = ["\n| " + " | ".join(SUMMARY) + " |\n" + "|---" * len(SUMMARY) + "|"]
+    for case, group in itertools.groupby(results, key=lambda r: r["case"]):
+        good = [r for r in group if "error" not in r]
+        if any(r["competitor"] == "sksae" for r in good):
+            parts.append("| " + " | ".join(_summary_cells(case, good)) + " |")
+    return "\n".join(parts)
+
+
+def _summary_cells(case, results):
+    mine = [r for r in results if r["competitor"] == "sksae"]
+    step, encode = "times_product", "encode_times_product"
+    yield case
+    yield f"{median(ms for r in mine for ms in r['product_ms']):.3g}"
+    yield _number(mine, "step_ms", ".4g")
+    yield _number(mine, "rows_per_s", ",.0f")
+    yield _number(mine, "times_product", ".2f")
+    overhead = _ratio(results, "sksae-bare", step)
+    yield "–" if overhead is None else f"{1 / overhead - 1:+.1%}"
+    yield _best(results, ["sksae-reference"], step)
+    peers = {r["competitor"] for r in results if not r["competitor"].startswith("sksae")}
+    yield _best(results, sorted(peers), step)
+    yield _number(mine, "encode_rows_per_s", ",.0f")
+    yield _best(results, sorted(peers), encode)
+
+
+def _best(results, competitors, key):
+    """Give the least ratio of some competitors to sksae, and whose it is if there are several."""
+    ratios = {name: _ratio(results, name, key) for name in competitors}
+    ratios = {name: ratio for name, ratio in ratios.items() if ratio is not None}
+    if not ratios:
+        return "–"
+    name = min(ratios, key=ratios.get)
+    return f"{ratios[name]:.2f}" + (f" ({name})" if len(competitors) > 1 else "")
+
+
 def table(results):
     """Give the tables; of several rounds the medians."""
     parts, failed = [], []
@@ -70,6 +121,11 @@ def _number(results, key, form):
 
 
 def _faster(results, competitor, key):
+    ratio = _ratio(results, competitor, key)
+    return "–" if ratio is None else f"{ratio:.2f}"
+
+
+def _ratio(results, competitor, key):
     """Give the median over rounds of a ratio to sksae, each in products of its own moment."""
     by_round = {(r["competitor"], r["round"]): r[key] for r in results if key in r}
     ratios = [
@@ -77,4 +133,4 @@ def _faster(results, competitor, key):
         for (name, turn), value in by_round.items()
         if name == competitor and ("sksae", turn) in by_round
     ]
-    return f"{median(ratios):.2f}" if ratios else "–"
+    return median(ratios) if ratios else None

@@ -22,7 +22,7 @@ Memory is the peak of the process (resident, with the library and the rows) duri
 is the product and Adam's memory traffic, at the speed of a copy.
 
 Hardware: a CPU or one NVIDIA GPU (bfloat16); results name it. The other libraries are installed as
-in ``quality.py``; ``--envs here`` takes those that the calling interpreter has::
+in ``quality.py``, 7 GB each; ``--envs here`` takes those that the calling interpreter has::
 
     python benchmarks/speed.py --threads 2 --save benchmarks/results/speed-cpu.json   # 10 minutes
     python benchmarks/speed.py --threads 2 --quick                                    # 2 minutes
@@ -32,8 +32,9 @@ in ``quality.py``; ``--envs here`` takes those that the calling interpreter has:
     python benchmarks/speed.py --device cuda --envs here                  # below 8 minutes
     python benchmarks/speed.py --memory                  # transform of 1,000,000 rows from disk
 
-It prints a JSON line for each measurement, and a table. ``OMP_WAIT_POLICY=PASSIVE`` in the
-environment keeps waiting threads from slowing others on shared cores.
+It prints a JSON line for each measurement, a table for each case, and one of sksae alone.
+``OMP_WAIT_POLICY=PASSIVE`` in the environment keeps waiting threads from slowing others on shared
+cores.
 """
 
 import argparse
@@ -49,7 +50,7 @@ from pathlib import Path
 import torch
 from _peers import CACHE, interpreter, machine
 from _speed_cases import COMPETITORS, can, entries
-from _speed_table import table
+from _speed_table import summary, table
 
 HERE = Path(__file__).parent
 DEFAULT_CASES = {"cpu": ["topk", "variants", "sklearn"], "cuda": ["cuda"]}
@@ -162,7 +163,7 @@ def ask(workers, competitor, job, timeout, args):
 
 def about(args):
     """Describe the run."""
-    about = {
+    return {
         "command": "python " + " ".join(sys.argv),
         "machine": machine(),
         "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
@@ -173,7 +174,6 @@ def about(args):
         "python": sys.version.split()[0],
         "data": str(args.data) if args.data else "64 directions of falling variance, and noise",
     }
-    return about
 
 
 def parse(arguments=None):
@@ -215,7 +215,7 @@ def _fill(args):
     if args.rounds is None:
         args.rounds = 1 if args.quick or on_cuda else 2
     if args.seconds is None:
-        args.seconds = 1.0 if args.quick or on_cuda else 3.0
+        args.seconds = 1.0 if args.quick or on_cuda else 2.0
     if on_cuda:
         args.minutes = min(args.minutes or 7.0, 7.0)
         args.timeout = min(args.timeout, 60)
@@ -247,6 +247,7 @@ def main(arguments=None):
         for worker in workers.values():
             worker.end()
     print(table(results))
+    print(summary(results))
 
 
 if __name__ == "__main__":

@@ -119,11 +119,16 @@ def test_table_takes_ratios_round_by_round(benchmarks):
         for name, ms in (("sksae", 4.0 * slow), ("other", 12.0 * slow))
     ]
     failed = {"case": "topk", "competitor": "third", "round": 0, "error": "A\nValueError: no"}
-    text = benchmarks("_speed_table").table([*results, failed])
+    tables = benchmarks("_speed_table")
+    text = tables.table([*results, failed])
     (line,) = (line for line in text.splitlines() if line.startswith("| other"))
     assert [cell.strip() for cell in line.split("|")][5] == "3.00"
     assert "topk, third: ValueError: no" in text
     assert "floor 3 ms" in text
+    bare = [r | {"competitor": "sksae-bare", "times_product": r["times_product"] / 1.25}
+            for r in results if r["competitor"] == "sksae"]  # fmt: skip
+    cells = tables.summary([*results, *bare]).splitlines()[-1].split("|")
+    assert [cell.strip() for cell in cells][5:9] == ["11.00", "+25.0%", "–", "3.00"]
 
 
 def test_memory_of_transform(benchmarks):
