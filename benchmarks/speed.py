@@ -165,6 +165,7 @@ def about(args):
     """Describe the run."""
     return {
         "command": "python " + " ".join(sys.argv),
+        "commit": commit(),
         "machine": machine(),
         "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
         "cores": os.cpu_count(),
@@ -174,6 +175,15 @@ def about(args):
         "python": sys.version.split()[0],
         "data": str(args.data) if args.data else "64 directions of falling variance, and noise",
     }
+
+
+def commit():
+    """Name the state of the sources, if git knows it."""
+    command = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+    except OSError:
+        return None
 
 
 def parse(arguments=None):
