@@ -6,6 +6,7 @@ from itertools import pairwise
 from numbers import Integral, Real
 
 import numpy as np
+from sklearn.utils.validation import check_is_fitted
 
 from ..losses import prefix_reconstruction
 from ._batchtopk import BatchTopKSAE
@@ -149,7 +150,8 @@ class MatryoshkaSAE(BatchTopKSAE):
         ValueError
             If ``n_prefix`` is not None or an int from 1 to nb_concepts.
         """
-        n_all = self.nb_concepts
+        check_is_fitted(self)
+        n_all = self._n_features_out
         if n_prefix is not None and not (_is_int(n_prefix) and 1 <= n_prefix <= n_all):
             raise ValueError(
                 f"n_prefix must be None or an int from 1 to nb_concepts={n_all}. Got {n_prefix!r}."

@@ -26,7 +26,7 @@ def relative_bias(sae, X):
 
 
 def test_codes_do_not_shrink_where_those_under_an_l1_penalty_do(rows):
-    params = {"target_l0": 4, "nb_epochs": 40, "batch_size": 200, "random_state": 0}
+    params = {"target_l0": 4, "nb_epochs": 25, "batch_size": 200, "random_state": 0}
     gated, vanilla = (cls(32, **params).fit(rows) for cls in (GatedSAE, VanillaSAE))
     assert gated.l0_ == pytest.approx(vanilla.l0_, rel=0.1)
     assert relative_bias(gated, rows) == pytest.approx(1, abs=0.05)
