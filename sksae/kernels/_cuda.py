@@ -40,7 +40,8 @@ def _find() -> tuple[ModuleType | None, str]:
     try:
         _triton.try_out()
     except Exception as exc:  # no C compiler, an old device, a driver that does not match
-        return None, f"torch's gathers, as Triton does not run here: {type(exc).__name__}"
+        reason = f"{type(exc).__name__}: {exc}".splitlines()[0]
+        return None, f"torch's gathers, as Triton does not run here: {reason}"
     return _triton, "Triton"
 
 

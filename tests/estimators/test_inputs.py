@@ -169,8 +169,8 @@ def test_parameters_are_named_when_refused(make, X, params, message):
 def test_kernels_for_another_device_than_the_one_to_train_on(make, X):
     name = type(make()).__name__
     with raises(
-        f"backend='cuda' of {name} computes on device='cuda' only. Got device='cpu', which is 'cpu' "
-        "here. Set backend='auto', which suits any device, or device='cuda'."
+        f"backend='cuda' of {name} computes on device='cuda' only. Got device='cpu', which is "
+        "'cpu' here. Set backend='auto', which suits any device, or device='cuda'."
     ):
         make(backend="cuda", device="cpu").fit(X)
 
