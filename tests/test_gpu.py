@@ -144,7 +144,7 @@ def test_losses_are_those_of_the_cpu(tiny_llama, byte_tokenizer):
     )
 
 
-# -- stored codes -----------------------------------------------------------------------------------
+# -- stored codes ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cls", VARIANTS)

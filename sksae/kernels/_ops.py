@@ -11,7 +11,8 @@ import torch
 
 from . import _cpu, _cuda
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # Kinds of device that have kernels.
 DEVICES = ("cpu", "cuda")

@@ -8,6 +8,8 @@ their results checked in Triton's interpreter, but not timed.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -22,7 +24,7 @@ WIDEST = 2**15
 
 
 @triton.jit
-def _sum_rows(starts, index, weights, table, out, d, ENTRIES: tl.constexpr, FEATURES: tl.constexpr):
+def _sum_rows(table, starts, index, weights, out, d, ENTRIES: tl.constexpr, FEATURES: tl.constexpr):
     i = tl.program_id(0).to(tl.int64)
     f = tl.program_id(1) * FEATURES + tl.arange(0, FEATURES)
     start, end = tl.load(starts + i), tl.load(starts + i + 1)
@@ -40,7 +42,7 @@ def _sum_rows(starts, index, weights, table, out, d, ENTRIES: tl.constexpr, FEAT
 
 @triton.jit
 def _products(
-    starts, columns, rows, dictionary, out, d, ENTRIES: tl.constexpr, FEATURES: tl.constexpr
+    rows, dictionary, starts, columns, out, d, ENTRIES: tl.constexpr, FEATURES: tl.constexpr
 ):
     i = tl.program_id(0).to(tl.int64)
     start, end = tl.load(starts + i), tl.load(starts + i + 1)
@@ -96,6 +98,15 @@ def _top_k(pre, columns, values, m, k, LOWEST: tl.constexpr, COLUMNS: tl.constex
     tl.store(values + at, x.to(values.dtype.element_ty), mask=chosen)
 
 
+def _launch(
+    kernel: Any, grid: tuple[int, ...], first: Tensor, *others: Tensor | int, **constants: int
+) -> None:
+    """Run a kernel's programs, if any, on the device of its first argument."""
+    if grid[0]:
+        with torch.cuda.device_of(first):
+            kernel[grid](first, *others, **constants)
+
+
 def top_k(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Give the k largest of the positive entries and zeros of each row.
 
@@ -118,24 +129,19 @@ def top_k(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     columns, values = pre.new_empty(n, k, dtype=torch.int32), pre.new_empty(n, k)
     width, lowest = triton.next_power_of_2(m), 16 if pre.dtype == torch.bfloat16 else 0
     n_warps = max(1, min(32, width // 512))
-    if n:
-        with torch.cuda.device_of(pre):
-            _top_k[(n,)](
-                pre, columns, values, m, k, LOWEST=lowest, COLUMNS=width, num_warps=n_warps
-            )
+    constants = {"LOWEST": lowest, "COLUMNS": width, "num_warps": n_warps}
+    _launch(_top_k, (n,), pre, columns, values, m, k, **constants)
     return columns, values
 
 
 def sum_rows(starts: Tensor, index: Tensor, weights: Tensor, table: Tensor) -> Tensor:
     """Give weighted sums of rows of a table, as `_gathers.sum_rows`."""
     (n, d), table = (len(starts) - 1, table.shape[1]), table.contiguous()
+    index, weights = index.contiguous(), weights.contiguous()
     out = table.new_empty(n, d)
     block = min(_FEATURES, triton.next_power_of_2(d))
-    if n:
-        with torch.cuda.device_of(table):
-            _sum_rows[(n, triton.cdiv(d, block))](
-                starts, index, weights, table, out, d, ENTRIES=_ENTRIES, FEATURES=block
-            )
+    grid, constants = (n, triton.cdiv(d, block)), {"ENTRIES": _ENTRIES, "FEATURES": block}
+    _launch(_sum_rows, grid, table, starts, index, weights, out, d, **constants)
     return out
 
 
@@ -143,29 +149,17 @@ def products(codes: SparseCodes, rows: Tensor, dictionary: Tensor) -> Tensor:
     """Give the entries of ``rows @ dictionary.T`` where codes are stored."""
     rows, dictionary = rows.contiguous(), dictionary.contiguous()
     out, d = rows.new_empty(len(codes.columns)), rows.shape[1]
-    block = min(_FEATURES, triton.next_power_of_2(d))
-    if len(rows):
-        with torch.cuda.device_of(rows):
-            _products[(len(rows),)](
-                codes.indptr,
-                codes.columns,
-                rows,
-                dictionary,
-                out,
-                d,
-                ENTRIES=_ENTRIES,
-                FEATURES=block,
-            )
+    constants = {"ENTRIES": _ENTRIES, "FEATURES": min(_FEATURES, triton.next_power_of_2(d))}
+    layout = codes.indptr, codes.columns
+    _launch(_products, (len(rows),), rows, dictionary, *layout, out, d, **constants)
     return out
 
 
 def remove_parallel_(gradient: Tensor, dictionary: Tensor) -> None:
     """Take out of each row of a contiguous gradient its part along a row of unit norm."""
     n, d = gradient.shape
-    with torch.cuda.device_of(gradient):
-        _remove_parallel[(n,)](
-            gradient, dictionary.contiguous(), d, FEATURES=min(_ROW, triton.next_power_of_2(d))
-        )
+    block = min(_ROW, triton.next_power_of_2(d))
+    _launch(_remove_parallel, (n,), gradient, dictionary.contiguous(), d, FEATURES=block)
 
 
 def try_out() -> None:
