@@ -1,6 +1,9 @@
 """On a CUDA device: the same numbers as on the CPU, and the way back to the CPU."""
 
+import os
 import pickle
+import subprocess
+import sys
 from copy import deepcopy
 
 import numpy as np
@@ -10,6 +13,10 @@ import torch
 from sksae import BatchTopKSAE, Extractor, GatedSAE, JumpReLUSAE, MatryoshkaSAE, TopKSAE, VanillaSAE
 from sksae.datasets import make_activations
 from sksae.intervention import spliced_loss
+from sksae.kernels import _cuda, _gathers
+from sksae.training import SAENet
+from sksae.training._data import RowBatches
+from sksae.training._totals import EpochTotals
 
 pytestmark = [
     pytest.mark.gpu,
@@ -135,3 +142,117 @@ def test_losses_are_those_of_the_cpu(tiny_llama, byte_tokenizer):
     assert spliced_loss(sae, texts, model=model, **given).to_dict() == pytest.approx(
         on_cuda, rel=1e-2
     )
+
+
+# -- stored codes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cls", VARIANTS)
+def test_fifty_steps_on_stored_codes_are_those_of_plain_torch(cls, X):
+    """In float64, so that rounding does not decide which code is active."""
+    wide, params = X.astype(np.float64), {"nb_epochs": 7, "device": "cuda"}
+    slow, fast = (make(cls, backend=b, **params).fit(wide) for b in ("reference", "cuda"))
+    assert slow.n_steps_ == fast.n_steps_ == 56
+    assert fast.backend_ == "cuda (stored codes only, Triton)"
+    assert slow.backend_ == "reference (plain torch on cuda:0: as asked for)"
+    np.testing.assert_allclose(fast.components_, slow.components_, atol=1e-7)
+    np.testing.assert_allclose(
+        fast.history_[:, "train_loss"], slow.history_[:, "train_loss"], rtol=1e-7
+    )
+    codes = [sae.transform(wide) for sae in (slow, fast)]
+    np.testing.assert_allclose(*(z.toarray() for z in codes), atol=1e-6)
+    assert codes[1].nnz == np.count_nonzero(codes[1].data)
+
+
+@pytest.mark.parametrize("use_amp", [False, "bf16", "fp16"])
+@pytest.mark.parametrize("cls", VARIANTS)
+def test_stored_codes_in_single_and_half_precision(cls, use_amp, X):
+    params = {"device": "cuda", "use_amp": use_amp}
+    slow, fast = (make(cls, backend=b, **params).fit(X) for b in ("reference", "cuda"))
+    assert fast.score(X) == pytest.approx(slow.score(X), abs=0.03)
+    assert ("use_amp in float16" in fast.backend_) == (use_amp == "fp16")
+    assert ("product in bfloat16" in fast.backend_) == (use_amp == "bf16")
+
+
+def test_kernels_are_chosen_by_size(X):
+    backends = [
+        TopKSAE(m, top_k=k, nb_epochs=1, random_state=0).fit(X).backend_
+        for m, k in ((4096, 32), (4096, 64), (512, 4))
+    ]
+    assert [b.split()[0] for b in backends] == ["cuda", "reference", "reference"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("n, m, k", [(7, 100, 100), (1, 5, 1), (300, 24576, 32), (9, 40000, 33)])
+def test_top_k(n, m, k, dtype):
+    pre = torch.randn(n, m, device="cuda").to(dtype)
+    codes, values = _cuda.top_k(pre, k)
+    assert torch.equal(values.reshape(n, k).sort().values, pre.relu().topk(k).values.flip(1))
+    kept = codes.dense(values)
+    assert torch.equal(kept, pre * (kept > 0))
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("d", [3, 128, 768, 1100])
+def test_sums_and_products(d, dtype, tolerance):
+    n, m, k = 200, 500, 33
+    pre, g, table = (torch.randn(*s, device="cuda", dtype=dtype) for s in ((n, m), (n, d), (m, d)))
+    codes, values = _cuda.top_k(pre, k)
+    for operation, *arguments in (
+        ("sum_rows", codes.indptr, codes.columns, values, table),
+        ("products", codes, g, table),
+    ):
+        ours, plain = (getattr(x, operation)(*arguments) for x in (_cuda, _gathers))
+        assert torch.allclose(ours, plain, atol=tolerance)
+    ours, plain = table.clone(), table.clone()
+    atoms = torch.nn.functional.normalize(torch.randn_like(table), dim=1)
+    _cuda.remove_parallel_(ours, atoms)
+    _gathers.remove_parallel_(plain, atoms)
+    assert torch.allclose(ours, plain, atol=tolerance)
+
+
+@pytest.mark.parametrize("use_amp", [False, "bf16"])
+@pytest.mark.parametrize("cls", [TopKSAE, BatchTopKSAE])
+def test_steps_do_not_wait_for_the_device(cls, use_amp, X, monkeypatch):
+    """But every sixteenth, which lists the dead concepts."""
+    checked = {"train_step": 0, "take": 0, "add": 0}
+
+    def check(owner, name, applies):
+        function = getattr(owner, name)
+
+        def call(self, *args, **kwargs):
+            if not applies(self, *args):
+                return function(self, *args, **kwargs)
+            checked[name] += 1
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                return function(self, *args, **kwargs)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+        monkeypatch.setattr(owner, name, call)
+
+    check(SAENet, "train_step", lambda net, batch: net.n_steps_ % 16 != 0)
+    check(RowBatches, "take", lambda rows, index: isinstance(index, torch.Tensor) and index.is_cuda)
+    check(EpochTotals, "add", lambda totals, step: True)
+    sae = make(cls, backend="cuda", device="cuda", use_amp=use_amp, dead_after=500).fit(X)
+    assert checked == {"train_step": 37, "take": 40, "add": 40}
+    assert sae.n_steps_ == 40
+
+
+def test_a_fit_is_unpickled_where_there_is_no_device(X, tmp_path):
+    sae = make(TopKSAE, backend="cuda", device="cuda").fit(X)
+    (tmp_path / "sae.pkl").write_bytes(pickle.dumps(sae))
+    np.save(tmp_path / "X.npy", X)
+    code = (
+        "import pickle, numpy as np; sae = pickle.load(open('sae.pkl', 'rb')); "
+        "np.save('Z.npy', sae.transform(np.load('X.npy')).toarray())"
+    )
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
+    np.testing.assert_allclose(np.load(tmp_path / "Z.npy"), sae.transform(X).toarray(), atol=1e-3)
+
+
+def test_kernels_for_the_cpu_are_refused(X):
+    with pytest.raises(ValueError, match="backend='cpu' of TopKSAE computes on device='cpu' only"):
+        make(TopKSAE, backend="cpu").fit(X)

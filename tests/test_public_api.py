@@ -72,6 +72,7 @@ ONLY_IMPORTER = {
     "numba": "kernels",
     "overcomplete": "modules",
     "skorch": "training",
+    "triton": "kernels",
 }
 
 

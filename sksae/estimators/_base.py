@@ -111,10 +111,13 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
     use_amp : bool, "bf16" or "fp16", default=False
         Half precision in the forward pass of training: True and "bf16" for bfloat16,
         "fp16" for float16 with a loss scaler. Weights and optimizer stay in full
-        precision.
+        precision. The kernels for stored codes on CUDA devices take bfloat16 for the
+        encoder's product alone.
     max_nan_fallbacks : int, default=5
         With ``use_amp``: a batch whose loss is not finite is recomputed in full
         precision; after this many of them the rest of the epoch runs in full precision.
+        Of no use, and not asked, in steps on stored codes: the range of bfloat16 is that
+        of full precision.
     monitoring : int or None, default=None
         Write loss, L0 and learning rate into ``history_`` every that many steps.
     verbose : int, default=0
@@ -135,12 +138,13 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         Continue from the last fit instead of starting anew.
     device : str or torch.device, default="auto"
         Where to train and encode. "auto" is CUDA where there is a CUDA device.
-    backend : {"auto", "reference", "cpu"}, default="auto"
-        How training steps and encoding are computed. "reference" is plain torch. "cpu"
-        touches only the codes that are stored, apart from the encoder's product, with the
-        same results; what it does not serve (another device, criterion, encoder or
-        dictionary, ``use_amp``) runs in plain torch, as ``backend_`` says. "auto" is
-        "cpu" where that is faster.
+    backend : {"auto", "reference", "cpu", "cuda"}, default="auto"
+        How training steps and encoding are computed. "reference" is plain torch. "cpu" and
+        "cuda" touch only the codes that are stored, apart from the encoder's product, with
+        the same results, on that kind of device and whatever the sizes; what they do not
+        serve (another criterion, encoder or dictionary, ``use_amp`` on the CPU) runs in
+        plain torch, as ``backend_`` says. "auto" is "cpu" where that is faster, and plain
+        torch on other devices.
     sparse_output : bool, default=True
         Whether `transform` gives CSR or an ndarray.
     random_state : int, RandomState instance or None, default=None
@@ -364,6 +368,7 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         self._check_parameters()
         parameters.check_shared(self)
         device = resolve_device(self.device, type(self).__name__, ("cpu", "cuda", "mps"))
+        parameters.check_backend(self, device)
         rows = rows_of(X)
         X = check_input(self, X, reset=not continued, min_samples=1 if continued else 2)
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)

@@ -7,15 +7,16 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from ..kernels import SparseCodes, sum_rows
+from ..kernels import SparseCodes, indptr_of, serves, sum_rows
 from ..training._data import as_tensor
 
 
 class Coder:
     """Encodes and reconstructs blocks of rows.
 
-    On the CPU, with the linear encoder, dense codes are never made: the active ones are
-    selected from the pre-codes, whose memory is used again for each block.
+    With the linear encoder, where there are kernels for the device, dense codes are never
+    made: the active ones are selected from the pre-codes, whose memory is used again for
+    each block.
 
     Parameters
     ----------
@@ -27,20 +28,21 @@ class Coder:
 
     def __init__(self, module, backend: str) -> None:
         self.module, self.device = module, module.decoder_bias.device
-        on_cpu = self.device.type == "cpu" and backend != "reference"
-        self.selects = on_cpu and module.selects
+        self.selects = serves(backend, self.device) and module.selects
         self._buffer: Tensor | None = None
 
     def encode(self, x: Tensor) -> tuple[SparseCodes, Tensor]:
         """Give the active codes of a block (n, n_features) and their values, in input units."""
         if self.selects:
-            return self.module.encode_sparse(x, self._pre_codes(len(x)))
-        codes = self.encode_dense(x)
-        active = codes != 0
-        indptr = torch.zeros(len(codes) + 1, dtype=torch.int32, device=codes.device)
-        torch.cumsum(active.sum(dim=1), 0, dtype=torch.int32, out=indptr[1:])
+            codes, values = self.module.encode_sparse(x, self._pre_codes(len(x)))
+            if codes.kept is None:
+                return codes, values
+            return codes.keep(codes.kept), values[codes.kept]
+        dense = self.encode_dense(x)
+        active = dense != 0
         columns = active.nonzero()[:, 1].int()
-        return SparseCodes(indptr, columns, codes.shape[1]), codes[active]
+        indptr = indptr_of(active.sum(dim=1))
+        return SparseCodes(indptr, columns, dense.shape[1]), dense[active]
 
     @torch.no_grad()
     def encode_dense(self, x: Tensor) -> Tensor:

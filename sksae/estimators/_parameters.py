@@ -38,7 +38,7 @@ SHARED_CONSTRAINTS: dict[str, list[Any]] = {
     "callbacks": [None, list],
     "warm_start": ["boolean"],
     "device": [str, torch.device],
-    "backend": [StrOptions({"auto", "reference", "cpu"})],
+    "backend": [StrOptions({"auto", "reference", "cpu", "cuda"})],
     "sparse_output": ["boolean"],
     "random_state": ["random_state"],
 }
@@ -69,6 +69,17 @@ _DICTIONARY_KEYS = ("initializer", "normalization", "use_multiplier")
 def one_of(options: Iterable[str]) -> list[Any]:
     """Give the constraint of a parameter that is one of some strings."""
     return [Options(str, set(options))]
+
+
+def check_backend(estimator, device: torch.device) -> None:
+    """Refuse kernels for another kind of device than the one to train on."""
+    backend = estimator.backend
+    if backend in ("cpu", "cuda") and backend != device.type:
+        raise ValueError(
+            f"backend={backend!r} of {type(estimator).__name__} computes on device={backend!r} "
+            f"only. Got device={str(estimator.device)!r}, which is {str(device)!r} here. Set "
+            f"backend='auto', which suits any device, or device={backend!r}."
+        )
 
 
 def check_top_k(estimator) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from . import _cpu
+from . import _ops
 from ._codes import SparseCodes
 
 Select = Callable[[Tensor], tuple[SparseCodes, Tensor]]
@@ -25,17 +25,19 @@ class _Encode(torch.autograd.Function):
     @staticmethod
     def forward(ctx, u, center, weight, bias, select, buffer):
         c = u - center
-        pre = torch.addmm(bias, c, weight.T, out=buffer)
-        codes, values = select(pre)
+        b, x, w = (t.to(buffer.dtype) for t in (bias, c, weight))
+        codes, values = select(torch.addmm(b, x, w.T, out=buffer))
         ctx.save_for_backward(c, weight)
         ctx.codes = codes
-        return values, codes
+        return values.to(c.dtype), codes
 
     @staticmethod
     def backward(ctx, slopes, _codes):
         c, weight = ctx.saved_tensors
+        if ctx.codes.kept is not None:
+            slopes = slopes * ctx.codes.kept
         starts, rows, order = ctx.codes.by_concept
-        on_weight = _cpu.sum_rows(starts, rows, slopes[order], c)
+        on_weight = _ops.sum_rows(starts, rows, slopes[order], c)
         on_bias = weight.new_zeros(len(weight)).index_add_(0, ctx.codes.columns, slopes)
         on_center = -(on_bias @ weight) if ctx.needs_input_grad[1] else None
         return None, on_center, on_weight, on_bias, None, None
@@ -46,7 +48,7 @@ class _Decode(torch.autograd.Function):
     def forward(ctx, values, dictionary, bias, codes):
         ctx.save_for_backward(values, dictionary)
         ctx.codes = codes
-        return _cpu.sum_rows(codes.indptr, codes.columns, values, dictionary) + bias
+        return _ops.sum_rows(codes.indptr, codes.columns, values, dictionary) + bias
 
     @staticmethod
     def backward(ctx, g):
@@ -54,9 +56,9 @@ class _Decode(torch.autograd.Function):
         on_dictionary = None
         if ctx.needs_input_grad[1]:
             starts, rows, order = ctx.codes.by_concept
-            on_dictionary = _cpu.sum_rows(starts, rows, values[order], g)
-            _cpu.remove_parallel_(on_dictionary, dictionary)
-        return _cpu.products(ctx.codes, g, dictionary), on_dictionary, g.sum(dim=0), None
+            on_dictionary = _ops.sum_rows(starts, rows, values[order], g)
+            _ops.remove_parallel_(on_dictionary, dictionary)
+        return _ops.products(ctx.codes, g, dictionary), on_dictionary, g.sum(dim=0), None
 
 
 def encode(
@@ -75,7 +77,8 @@ def encode(
     select : callable
         From pre-codes (n, m) to ``(codes, values)``, such as `top_k`.
     buffer : Tensor of shape (n, m)
-        Overwritten by the pre-codes.
+        Overwritten by the pre-codes. Its precision is that of the product; all else is
+        computed in that of ``u``.
 
     Returns
     -------

@@ -20,10 +20,16 @@ class SparseCodes:
         Their concepts.
     n_concepts : int
         Number of columns.
+    kept : Tensor of bool, shape (n_stored,), optional
+        Where not all entries are codes, which of them are. The others have the value 0 and
+        no gradient; they fill a layout whose size is known without reading the device.
     """
 
-    def __init__(self, indptr: Tensor, columns: Tensor, n_concepts: int) -> None:
+    def __init__(
+        self, indptr: Tensor, columns: Tensor, n_concepts: int, kept: Tensor | None = None
+    ) -> None:
         self.indptr, self.columns, self.n_concepts = indptr, columns, n_concepts
+        self.kept = kept
 
     @functools.cached_property
     def rows(self) -> Tensor:
@@ -70,18 +76,25 @@ class SparseCodes:
 
     def keep(self, mask: Tensor) -> SparseCodes:
         """Give the layout of the entries where ``mask``, shape (n_stored,), is true."""
-        n_before = torch.zeros(len(mask) + 1, dtype=torch.int32, device=mask.device)
-        torch.cumsum(mask, 0, dtype=torch.int32, out=n_before[1:])
+        n_before = indptr_of(mask)
         return SparseCodes(n_before[self.indptr], self.columns[mask], self.n_concepts)
 
     def fired(self, values: Tensor) -> Tensor:
         """Tell for each concept whether one of its values is not 0, shape (n_concepts,)."""
-        fired = torch.zeros(self.n_concepts, dtype=torch.bool, device=values.device)
-        fired[self.columns[values != 0].long()] = True
-        return fired
+        # A mask as an index would read the device; what is 0 goes to one place more.
+        at = torch.where(values != 0, self.columns, self.n_concepts).long()
+        fired = torch.zeros(self.n_concepts + 1, dtype=torch.bool, device=values.device)
+        return fired.index_fill_(0, at, True)[:-1]
 
     def dense(self, values: Tensor) -> Tensor:
         """Give the codes as a dense tensor (n, n_concepts)."""
         out = values.new_zeros(len(self.indptr) - 1, self.n_concepts)
         out[self.rows.long(), self.columns.long()] = values
         return out
+
+
+def indptr_of(counts: Tensor) -> Tensor:
+    """Give the ``indptr``, int32 of shape (n + 1,), of rows with so many entries."""
+    indptr = torch.zeros(len(counts) + 1, dtype=torch.int32, device=counts.device)
+    torch.cumsum(counts, 0, dtype=torch.int32, out=indptr[1:])
+    return indptr

@@ -11,14 +11,26 @@ import functools
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
 
-from ._codes import SparseCodes
+from . import _gathers
+from ._codes import SparseCodes, indptr_of
+from ._gathers import TINY, sum_rows
 from ._threads import split
 
-# Bytes of gathered dictionary rows held at once, where products are computed without Numba.
-_GATHERED = 2**25
-_TINY = 1e-8
+__all__ = [
+    "above",
+    "largest",
+    "name",
+    "products",
+    "remove_parallel_",
+    "sum_rows",
+    "top_k",
+    "unit_rows_",
+]
+
+# Share of the expected cut above which entries are looked for, and rows of a first guess.
+_GUESS, _GUESS_ROWS = 0.8, 64
+_SMALLEST_CUT = 1e-3
 
 
 @functools.cache
@@ -32,7 +44,7 @@ def compiled():
 
 
 def name() -> str:
-    """Say what these kernels are."""
+    """Say what computes here."""
     how = "torch's gathers" if compiled() is None else "torch's gathers and loops compiled by Numba"
     return f"stored codes only, {how}"
 
@@ -67,7 +79,7 @@ def top_k(pre: Tensor, k: int) -> tuple[SparseCodes, Tensor]:
         if bool((counts < k).any()):
             order = torch.arange(k) < counts[:, None]
     values, columns = (x.reshape(-1) if order is None else x[order] for x in (values, columns))
-    return SparseCodes(_indptr(counts), columns, m), values
+    return SparseCodes(indptr_of(counts), columns, m), values
 
 
 def above(pre: Tensor, cut: Tensor) -> tuple[SparseCodes, Tensor]:
@@ -88,14 +100,11 @@ def above(pre: Tensor, cut: Tensor) -> tuple[SparseCodes, Tensor]:
     loops, (n, m) = compiled(), pre.shape
     cut = cut.to(pre.dtype).expand(m).contiguous()
     if loops is None:
-        mask = pre > cut
-        rows_and_columns = mask.nonzero()
-        indptr = _indptr(mask.sum(dim=1))
-        return SparseCodes(indptr, rows_and_columns[:, 1].int(), m), pre[mask]
+        return _gathers.above(pre, cut)
     counts = torch.empty(n, dtype=torch.int64)
     pre_array, cut_array, counts_array = pre.numpy(), cut.numpy(), counts.numpy()
     split(lambda a, b: loops.count_above(pre_array, cut_array, counts_array, a, b), n, 4)
-    indptr = _indptr(counts)
+    indptr = indptr_of(counts)
     n_stored = int(indptr[-1])
     columns, values = torch.empty(n_stored, dtype=torch.int32), pre.new_empty(n_stored)
     out = [x.numpy() for x in (indptr, columns, values)]
@@ -103,33 +112,53 @@ def above(pre: Tensor, cut: Tensor) -> tuple[SparseCodes, Tensor]:
     return SparseCodes(indptr, columns, m), values
 
 
-def _indptr(counts: Tensor) -> Tensor:
-    indptr = torch.zeros(len(counts) + 1, dtype=torch.int32)
-    torch.cumsum(counts, 0, dtype=torch.int32, out=indptr[1:])
-    return indptr
+def largest(pre: Tensor, n_kept: int, expected: Tensor) -> tuple[SparseCodes, Tensor, Tensor]:
+    """Select the largest positive entries of all rows together.
 
-
-def sum_rows(starts: Tensor, index: Tensor, weights: Tensor, table: Tensor) -> Tensor:
-    """Give weighted sums of rows of a table: a sparse matrix times a dense one.
+    Entries are looked for above a guess, which is lowered until there are enough.
 
     Parameters
     ----------
-    starts : Tensor of int32, shape (n + 1,)
-        Sum i has the entries ``starts[i]`` to ``starts[i + 1]``.
-    index : Tensor of int32, shape (n_entries,)
-        Rows of the table.
-    weights : Tensor of shape (n_entries,)
-    table : Tensor of shape (n_rows, d)
+    pre : Tensor of shape (n, m)
+        Pre-codes.
+    n_kept : int
+        From 1 to n * m.
+    expected : Tensor of shape ()
+        About what the cut will be; NaN where that is not known. It decides how fast the
+        cut is found, not which it is.
 
     Returns
     -------
-    Tensor of shape (n, d)
+    codes : SparseCodes
+    values : Tensor of shape (n_stored,)
+        Those that reach the cut; where entries are equal to it, more than ``n_kept``.
+    cut : Tensor of shape ()
+        The ``n_kept``-th largest of the entries, or 0 where fewer are positive.
     """
-    if not len(index):
-        return table.new_zeros(len(starts) - 1, table.shape[1])
-    return embedding_bag(
-        index, table, starts, mode="sum", per_sample_weights=weights, include_last_offset=True
-    )
+    guess = _GUESS * _expected(pre, n_kept, expected)
+    codes, values = above(pre, guess)
+    while len(values) < n_kept and guess > 0:
+        guess = torch.where(guess > _SMALLEST_CUT, guess / 2, 0)
+        codes, values = above(pre, guess)
+    if len(values) < n_kept:
+        return codes, values, values.new_zeros(())
+    cut = nth_largest(values, n_kept)
+    kept = values >= cut
+    return codes.keep(kept), values[kept], cut
+
+
+def _expected(pre: Tensor, n_kept: int, expected: Tensor) -> Tensor:
+    if not expected.isnan():
+        return expected.to(pre.dtype)
+    sample = pre[:: -(-len(pre) // _GUESS_ROWS)]
+    n_sampled = max(1, n_kept * len(sample) // len(pre))
+    return sample.flatten().topk(n_sampled, sorted=False).values.min().clamp(min=0)
+
+
+def nth_largest(values: Tensor, n: int) -> Tensor:
+    """Give the n-th largest, n from 1, of numbers of shape (n_values,)."""
+    at = len(values) - n
+    return torch.from_numpy(np.partition(values.numpy(), at)[at : at + 1])[0]
 
 
 def products(codes: SparseCodes, rows: Tensor, dictionary: Tensor) -> Tensor:
@@ -145,16 +174,13 @@ def products(codes: SparseCodes, rows: Tensor, dictionary: Tensor) -> Tensor:
     -------
     Tensor of shape (n_stored,)
     """
-    out, loops = rows.new_empty(len(codes.columns)), compiled()
-    if loops is not None:
-        arrays = (codes.indptr, codes.columns, rows.contiguous(), dictionary.contiguous(), out)
-        views = [x.numpy() for x in arrays]
-        split(lambda a, b: loops.products(*views, a, b), len(rows), 4)
-        return out
-    size = max(1, _GATHERED // (rows.element_size() * max(1, rows.shape[1])))
-    entries = (out, codes.rows, codes.columns)
-    for part, i, j in zip(*(x.split(size) for x in entries), strict=True):
-        part.copy_((rows[i] * dictionary[j]).sum(dim=1))
+    loops = compiled()
+    if loops is None:
+        return _gathers.products(codes, rows, dictionary)
+    out = rows.new_empty(len(codes.columns))
+    arrays = (codes.indptr, codes.columns, rows.contiguous(), dictionary.contiguous(), out)
+    views = [x.numpy() for x in arrays]
+    split(lambda a, b: loops.products(*views, a, b), len(rows), 4)
     return out
 
 
@@ -169,9 +195,7 @@ def remove_parallel_(gradient: Tensor, dictionary: Tensor) -> None:
     """
     loops = compiled()
     if loops is None:
-        along = torch.linalg.vecdot(gradient, dictionary)
-        gradient.addcmul_(along[:, None], dictionary, value=-1)
-        return
+        return _gathers.remove_parallel_(gradient, dictionary)
     arrays = gradient.numpy(), dictionary.numpy()
     split(lambda a, b: loops.remove_parallel(*arrays, a, b), len(gradient), 4)
 
@@ -186,25 +210,6 @@ def unit_rows_(rows: Tensor) -> None:
     """
     loops = compiled() if rows.device.type == "cpu" else None
     if loops is None or not rows.is_contiguous():
-        rows.div_(rows.norm(dim=1, keepdim=True) + _TINY)
-        return
+        return _gathers.unit_rows_(rows)
     array = rows.numpy()
-    split(lambda a, b: loops.unit_rows(array, _TINY, a, b), len(rows), 4)
-
-
-def nth_largest(values: Tensor, n: int) -> Tensor:
-    """Give the n-th largest of some numbers.
-
-    Parameters
-    ----------
-    values : Tensor of shape (n_values,)
-    n : int
-        From 1 to n_values.
-
-    Returns
-    -------
-    Tensor
-        One number.
-    """
-    at = len(values) - n
-    return torch.from_numpy(np.partition(values.numpy(), at)[at : at + 1])[0]
+    split(lambda a, b: loops.unit_rows(array, TINY, a, b), len(rows), 4)

@@ -42,7 +42,8 @@ class Dictionary(overcomplete_sae.DictionaryLayer):
     @torch.no_grad()
     def project_(self) -> None:
         """Write the normalised rows into the weights."""
-        if self.normalization is self.NORMALIZATIONS["l2"]:
+        on_cpu = self._weights.device.type == "cpu"
+        if on_cpu and self.normalization is self.NORMALIZATIONS["l2"]:
             unit_rows_(self._weights)
         else:
             self._weights.copy_(self.normalization(self._weights))

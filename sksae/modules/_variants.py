@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels import SparseCodes, above, nth_largest, top_k
+from ..kernels import SparseCodes, above, largest, top_k
 from ._base import SAEModule, mean_kth_largest
 from ._jumprelu import REACH, jump_relu, step
 from ._overcomplete import overcomplete_sae
@@ -18,8 +18,6 @@ _INITIAL_THRESHOLD = 0.5
 _SMALLEST_FACTOR = 1e-3
 # Rows that the momentum of BatchTopK's threshold is meant for.
 _MOMENTUM_ROWS = 1024
-# Share of the running threshold above which codes are looked for, and rows of a first guess.
-_GUESS, _GUESS_ROWS = 0.8, 64
 
 
 class VanillaModule(SAEModule, overcomplete_sae.SAE):
@@ -96,32 +94,15 @@ class BatchTopKModule(_Annealed, SAEModule, overcomplete_sae.BatchTopKSAE):
 
     def select_stored(self, pre_codes: Tensor) -> tuple[SparseCodes, Tensor]:
         """Choose the ``k * n`` largest of the batch, where they are positive."""
-        n_kept, guess = self.k() * len(pre_codes), self._guess(pre_codes)
-        codes, values = above(pre_codes, guess)
-        while len(values) < n_kept and guess > 0:
-            guess = torch.where(guess > _SMALLEST_FACTOR, guess / 2, 0)
-            codes, values = above(pre_codes, guess)
-        if len(values) < n_kept:
-            threshold = values.new_zeros(())
-        else:
-            threshold = nth_largest(values, n_kept)
-            kept = values >= threshold
-            codes, values = codes.keep(kept), values[kept]
+        n_kept = self.k() * len(pre_codes)
+        codes, values, threshold = largest(pre_codes, n_kept, self.running_threshold)
         self._mix_of_batch(threshold, len(pre_codes))
         return codes, values
 
     def select_active(self, pre_codes: Tensor) -> tuple[SparseCodes, Tensor]:
         """Choose what reaches the running threshold."""
         cut = self.running_threshold.to(pre_codes.dtype)
-        return above(pre_codes, cut.nextafter(cut.new_tensor(-torch.inf)).clamp(min=0))
-
-    def _guess(self, pre_codes: Tensor) -> Tensor:
-        """Give a number that the threshold of a batch is likely to exceed."""
-        if self.running_threshold.isnan():
-            sample = pre_codes[:: -(-len(pre_codes) // _GUESS_ROWS)]
-            kth = sample.flatten().topk(self.k() * len(sample), sorted=False).values.min()
-            return _GUESS * kth.clamp(min=0)
-        return _GUESS * self.running_threshold.to(pre_codes.dtype)
+        return above(pre_codes, cut.nextafter(torch.full_like(cut, -torch.inf)).clamp(min=0))
 
     def scale_thresholds(self, factor: Tensor) -> None:
         """Multiply the threshold by a factor."""
@@ -182,7 +163,7 @@ class JumpReLUModule(SAEModule, overcomplete_sae.JumpSAE):
     def select_stored(self, pre_codes: Tensor) -> tuple[SparseCodes, Tensor]:
         """Choose the pre-codes above their threshold or within reach of its kernel."""
         cut = self.thresholds.exp() - REACH[self.kernel] * self.bandwidth
-        return above(pre_codes, cut.nextafter(cut.new_tensor(-torch.inf)))
+        return above(pre_codes, cut.nextafter(torch.full_like(cut, -torch.inf)))
 
     def select_active(self, pre_codes: Tensor) -> tuple[SparseCodes, Tensor]:
         """Choose the pre-codes above their threshold."""

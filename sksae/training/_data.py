@@ -67,6 +67,10 @@ class RowBatches:
             batch = torch.from_numpy(self.rows[key].toarray())
         return batch.to(self.device, self.dtype, non_blocking=True)
 
+    def placed(self, order: Tensor) -> Tensor:
+        """Give an order of rows where parts of it are taken without waiting for the device."""
+        return order.to(self.rows.device) if isinstance(self.rows, Tensor) else order
+
     @functools.cached_property
     def statistics(self) -> InputStatistics:
         """Center and scale of the rows."""
@@ -92,6 +96,10 @@ class SharedRows(RowBatches):
     def __init__(self, X, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(X, device, dtype)
         self.last: tuple[Tensor, Tensor] | None = None
+
+    def placed(self, order: Tensor) -> Tensor:
+        """Give the order as it is: parts of it are compared on the CPU."""
+        return order
 
     def take(self, index: Tensor | slice) -> Tensor:
         """Give the rows of an index or slice; they must not be written to."""
@@ -142,7 +150,7 @@ class BatchIterator:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = None
         if self.generator is not None:
-            order = torch.randperm(len(self.data), generator=self.generator)
+            order = self.data.placed(torch.randperm(len(self.data), generator=self.generator))
         for start, end in self.bounds():
             batch = self.data.take(slice(start, end) if order is None else order[start:end])
             yield batch, batch  # an autoencoder's target is its input

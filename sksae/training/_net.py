@@ -72,7 +72,7 @@ class SAENet(NeuralNet):
     l0_time : float
         Steps in which a target for L0 corrects the scale of the penalties, see `TargetL0`.
     backend : str
-        "auto", "reference" or "cpu": whether steps run on stored codes only, see
+        "auto", "reference", "cpu" or "cuda": whether steps run on stored codes only, see
         `sksae.kernels`.
     **kwargs : object
         As in ``skorch.NeuralNet``.
@@ -333,8 +333,12 @@ class SAENet(NeuralNet):
         x, _ = unpack_data(batch)
         u = self.module_.pull_in(x / self.module_.input_scale)
         half = self.amp_dtype is not None and not self._full_precision
-        step = self._forward_stored(u) or self._forward(u, self.amp_dtype if half else None)
-        if half and not torch.isfinite(step["loss"]):
+        step = self._forward_stored(u)
+        # On stored codes nothing can overflow that would not in full precision.
+        may_overflow = half and step is None
+        if step is None:
+            step = self._forward(u, self.amp_dtype if half else None)
+        if may_overflow and not torch.isfinite(step["loss"]):
             step = self._forward(u, None)
             self._count_nan_fallback()
         if u.device.type == "cpu" and not torch.isfinite(step["loss"]):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..kernels import name
+from ..kernels import DEVICES, name, serves
 
-# Below this width, and above this share of stored codes, dense products are faster.
-_FEWEST_CONCEPTS = 256
-_LARGEST_SHARE = 1 / 8
+# Below this width, and above this share of stored codes, dense products are faster. Those for
+# the CPU were measured; those for CUDA are estimates: a stored code moves about 16 bytes per
+# feature, each concept costs a dense step 8 operations, and a recent device does 12 (float32)
+# to 100 (bfloat16) of them in the time of a byte: equal at a share of 1/25 to 1/200.
+_FEWEST_CONCEPTS = {"cpu": 256, "cuda": 4096}
+_LARGEST_SHARE = {"cpu": 1 / 8, "cuda": 1 / 128}
 # Steps until it is tried again whether codes are sparse.
 _PAUSE = 32
 
@@ -30,6 +33,7 @@ class StoredSteps:
     def __init__(self, net) -> None:
         self.wanted, self.device = net.backend, net._device()
         self.obstacle = self._obstacle(net)
+        self.precision = net.amp_dtype if self._rounds(net) else None
         self.buffer: Tensor | None = None
         self.n_steps = self.n_dense = 0
         self.next_try = 0
@@ -37,16 +41,22 @@ class StoredSteps:
     def _obstacle(self, net) -> str | None:
         if self.wanted == "reference":
             return "as asked for"
-        if self.device.type != "cpu":
-            return "the kernels for stored codes are for CPUs"
-        if net.amp_dtype is not None:
-            return "use_amp"
+        if self.device.type not in DEVICES:
+            return "the kernels for stored codes are for CPUs and CUDA devices"
+        if not serves(self.wanted, self.device):
+            return f"backend='{self.device.type}' asks for the kernels for stored codes"
+        if net.amp_dtype is not None and not self._rounds(net):
+            return "use_amp in float16" if self.device.type == "cuda" else "use_amp"
         for part in (net.module_, net.criterion_):
             if (reason := part.sparse_obstacle()) is not None:
                 return reason
         if self.wanted == "auto":
-            return _size_obstacle(net.module_)
+            return _size_obstacle(net.module_, self.device.type)
         return None
+
+    def _rounds(self, net) -> bool:
+        """Tell whether the encoder's product is the one thing computed in half precision."""
+        return self.device.type == "cuda" and net.amp_dtype is torch.bfloat16
 
     def next_buffer(self, n: int, module) -> Tensor | None:
         """Give the memory for the pre-codes of a step, or None for one that runs dense."""
@@ -57,12 +67,13 @@ class StoredSteps:
             self.n_dense += 1
             return None
         if self.buffer is None or len(self.buffer) < n:
-            self.buffer = module.decoder_bias.new_empty(n, module.nb_concepts)
+            shape = n, module.nb_concepts
+            self.buffer = module.decoder_bias.new_empty(shape, dtype=self.precision)
         return self.buffer[:n]
 
     def check(self, n_stored: int, n_all: int) -> None:
         """Refuse, where there is a choice, codes of which too many are stored."""
-        if self.wanted == "auto" and n_stored > _LARGEST_SHARE * n_all:
+        if self.wanted == "auto" and n_stored > _LARGEST_SHARE[self.device.type] * n_all:
             self.n_dense += 1
             self.next_try = self.n_steps + _PAUSE
             raise TooManyStored
@@ -75,14 +86,15 @@ class StoredSteps:
             dense = (
                 f"; {self.n_dense} of {self.n_steps} steps in plain torch: too many active codes"
             )
-        return f"{self.device.type} ({name()}{dense})"
+        product = "" if self.precision is None else ", the encoder's product in bfloat16"
+        return f"{self.device.type} ({name(self.device)}{product}{dense})"
 
 
-def _size_obstacle(module) -> str | None:
+def _size_obstacle(module, kind: str) -> str | None:
     m = module.nb_concepts
-    if m < _FEWEST_CONCEPTS:
+    if m < _FEWEST_CONCEPTS[kind]:
         return f"{m} concepts are too few for stored codes to pay"
-    if getattr(module, "top_k", 0) > _LARGEST_SHARE * m:
+    if getattr(module, "top_k", 0) > _LARGEST_SHARE[kind] * m:
         return f"top_k={module.top_k} of {m} concepts are too many for stored codes to pay"
     return None
 

@@ -155,7 +155,7 @@ def test_three_dimensions_get_advice(make, X):
         ({"lr": -1.0}, "must be a str among {'auto'} or a float in the range (0.0, inf)."),
         ({"use_amp": "fp8"}, "Got 'fp8' instead."),
         ({"validation_fraction": 1.0}, "must be None or a float in the range (0.0, 1.0)."),
-        ({"backend": "cuda"}, "Got 'cuda' instead."),
+        ({"backend": "mps"}, "Got 'mps' instead."),
         ({"callbacks": "disable"}, "must be None or an instance of 'list'"),
     ],
 )
@@ -164,6 +164,15 @@ def test_parameters_are_named_when_refused(make, X, params, message):
     with raises(message) as caught:
         make(**params).fit(X)
     assert f"The '{parameter}' parameter of {type(make()).__name__} must be" in str(caught.value)
+
+
+def test_kernels_for_another_device_than_the_one_to_train_on(make, X):
+    name = type(make()).__name__
+    with raises(
+        f"backend='cuda' of {name} computes on device='cuda' only. Got device='cpu', which is "
+        "'cpu' here. Set backend='auto', which suits any device, or device='cuda'."
+    ):
+        make(backend="cuda", device="cpu").fit(X)
 
 
 def test_unknown_criterion(make, X):

@@ -7,11 +7,11 @@ from skorch.callbacks import GradientNormClipping
 
 from sksae import BatchTopKSAE, GatedSAE, JumpReLUSAE, MatryoshkaSAE, TopKSAE, VanillaSAE
 from sksae.datasets import make_activations
-from sksae.kernels import _cpu
+from sksae.kernels import _cpu, _cuda, _ops
 from sksae.losses import SAELossClasses
 
 C = 96
-FIFTY_STEPS = {"nb_epochs": 5, "batch_size": 100, "random_state": 0}
+FIFTY_STEPS = {"nb_epochs": 5, "batch_size": 100, "random_state": 0, "device": "cpu"}
 SPARSE = "stored codes only"
 
 
@@ -66,18 +66,23 @@ SERVED = {
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("loops", ["numba", "torch"])
+@pytest.mark.parametrize("loops", ["numba", "torch", "cuda"])
 def test_fifty_steps_are_those_of_plain_torch(name, loops, X, monkeypatch):
-    if loops == "torch":
-        monkeypatch.setattr(_cpu, "compiled", lambda: None)
-    else:
+    if loops == "numba":
         pytest.importorskip("numba")
+    elif loops == "torch":
+        monkeypatch.setattr(_cpu, "compiled", lambda: None)
+    else:  # what is computed on CUDA devices, in plain torch
+        monkeypatch.setattr(_ops, "module_for", lambda device: _cuda)
+        monkeypatch.setattr(_cuda, "compiled", lambda: None)
     cls, params = VARIANTS[name]
     slow, fast = pair(cls, X, **params)
     assert fast.backend_.startswith("cpu (stored codes only")
     assert ("Numba" in fast.backend_) == (loops == "numba")
     assert slow.backend_ == "reference (plain torch on cpu: as asked for)"
     assert_equal_fits(slow, fast)
+    codes = [sae.transform(X).toarray() for sae in (slow, fast)]
+    np.testing.assert_allclose(*codes, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", SERVED)
@@ -112,14 +117,15 @@ def squared(x, x_hat, pre_codes, codes, dictionary):
 )
 def test_what_they_do_not_serve_runs_in_plain_torch_and_is_said(cls, params, reason, X):
     X = X[:100].astype(np.float32)
-    sae = cls(C, backend="cpu", nb_epochs=1, random_state=0, **params).fit(X)
+    sae = cls(C, backend="cpu", device="cpu", nb_epochs=1, random_state=0, **params).fit(X)
     assert sae.backend_.startswith("reference (plain torch on cpu: ")
     assert reason in sae.backend_
 
 
 def test_auto_looks_at_sizes(X):
     def backend_of(**params):
-        return TopKSAE(nb_epochs=1, random_state=0, **params).fit(X[:200]).backend_
+        sae = TopKSAE(nb_epochs=1, random_state=0, device="cpu", **params)
+        return sae.fit(X[:200]).backend_
 
     assert SPARSE in backend_of(nb_concepts=512, top_k=8)
     assert "64 concepts are too few" in backend_of(nb_concepts=64, top_k=8)
@@ -128,6 +134,7 @@ def test_auto_looks_at_sizes(X):
 
 def test_auto_leaves_batches_with_many_codes_to_plain_torch(X):
     params = {"l1_coefficient": 1e-6, "nb_epochs": 4, "batch_size": 100, "random_state": 0}
+    params["device"] = "cpu"
     auto, slow = (VanillaSAE(512, backend=b, **params).fit(X) for b in ("auto", "reference"))
     assert "40 of 40 steps in plain torch: too many active codes" in auto.backend_
     np.testing.assert_allclose(auto.components_, slow.components_)
@@ -142,7 +149,7 @@ def test_a_fit_goes_on_with_other_kernels(X):
 
 
 def test_weights_that_became_nan_are_an_error(X):
-    sae = TopKSAE(512, top_k=8, lr=1e200, nb_epochs=20, random_state=0, backend="cpu")
+    sae = TopKSAE(512, top_k=8, lr=1e200, nb_epochs=20, random_state=0, device="cpu", backend="cpu")
     with pytest.raises(FloatingPointError, match="not finite at training step"):
         sae.fit(X)
 
@@ -170,7 +177,7 @@ def test_a_subclass_with_its_own_sparsity_is_not_taken_for_its_parent(X):
         def _module(self):
             return HalfModule, {"top_k": self.top_k}
 
-    sae = HalfSAE(C, top_k=6, backend="cpu", nb_epochs=1, random_state=0).fit(X)
+    sae = HalfSAE(C, top_k=6, backend="cpu", device="cpu", nb_epochs=1, random_state=0).fit(X)
     assert "HalfModule has no select_stored for its sparsify" in sae.backend_
     assert sae.encode(torch.from_numpy(X)).detach().numpy() == pytest.approx(
         sae.transform(X).toarray()

@@ -1,0 +1,102 @@
+"""Sparse kernels for CUDA devices: Triton where it runs, torch's gathers elsewhere.
+
+Nothing here but `above` reads the device, so that the host runs ahead of it. For that
+`top_k` and `largest` give layouts of a size known beforehand, filled up with entries of
+value 0 that are no codes (``SparseCodes.kept``). How many codes exceed a cut only the device
+knows: `above` waits for it, once.
+"""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from . import _gathers
+from ._codes import SparseCodes
+from ._gathers import above, unit_rows_
+
+__all__ = [
+    "above",
+    "largest",
+    "name",
+    "products",
+    "remove_parallel_",
+    "sum_rows",
+    "top_k",
+    "unit_rows_",
+]
+
+
+@functools.cache
+def _find() -> tuple[ModuleType | None, str]:
+    """Give the module of Triton kernels, or None, and what computes."""
+    try:
+        from . import _triton
+    except ImportError:
+        return None, "torch's gathers, as Triton is not installed"
+    try:
+        _triton.try_out()
+    except Exception as exc:  # no C compiler, an old device, a driver that does not match
+        reason = f"{type(exc).__name__}: {exc}".splitlines()[0]
+        return None, f"torch's gathers, as Triton does not run here: {reason}"
+    return _triton, "Triton"
+
+
+def compiled() -> ModuleType | None:
+    """Give the module of Triton kernels, or None where they do not run."""
+    return _find()[0]
+
+
+def name() -> str:
+    """Say what computes here."""
+    return f"stored codes only, {_find()[1]}"
+
+
+def top_k(pre: Tensor, k: int) -> tuple[SparseCodes, Tensor]:
+    """Select the k largest positive entries of each row; see `_cpu.top_k`.
+
+    Each row has k entries, of which ``kept`` are codes.
+    """
+    kernels, (n, m) = compiled(), pre.shape
+    if kernels is not None and m <= kernels.WIDEST and pre.dtype != torch.float64:
+        columns, values = kernels.top_k(pre, k)
+    else:
+        values, columns = pre.topk(k, dim=1, sorted=False)
+        values, columns = values.relu(), columns.int()
+    values, indptr = values.flatten(), torch.arange(n + 1, dtype=torch.int32, device=pre.device)
+    return SparseCodes(indptr * k, columns.flatten(), m, values > 0), values
+
+
+def largest(pre: Tensor, n_kept: int, expected: Tensor) -> tuple[SparseCodes, Tensor, Tensor]:
+    """Select the largest positive entries of all rows together; see `_cpu.largest`.
+
+    There is place for as many entries equal to the cut as there are rows, so for those
+    of one concept in a batch of equal rows; what is more is dropped. ``expected`` is not used.
+    """
+    n, m = pre.shape
+    values, at = pre.flatten().topk(min(n_kept + n, pre.numel()), sorted=False)
+    cut = values.topk(n_kept, sorted=False).values.min().clamp(min=0)
+    at, order = at.sort()
+    rows, values = at // m, values[order].relu()
+    starts = torch.arange(n + 1, device=pre.device)
+    indptr = torch.searchsorted(rows, starts, out_int32=True)
+    kept = (values >= cut) & (values > 0)
+    return SparseCodes(indptr, (at % m).int(), m, kept), values * kept, cut
+
+
+def sum_rows(starts: Tensor, index: Tensor, weights: Tensor, table: Tensor) -> Tensor:
+    """Give weighted sums of rows of a table; see `_gathers.sum_rows`."""
+    return (compiled() or _gathers).sum_rows(starts, index, weights, table)
+
+
+def products(codes: SparseCodes, rows: Tensor, dictionary: Tensor) -> Tensor:
+    """Give the entries of ``rows @ dictionary.T`` where codes are stored; see `_cpu.products`."""
+    return (compiled() or _gathers).products(codes, rows, dictionary)
+
+
+def remove_parallel_(gradient: Tensor, dictionary: Tensor) -> None:
+    """Take out of each row its part along a row of unit norm; see `_cpu.remove_parallel_`."""
+    (compiled() or _gathers).remove_parallel_(gradient, dictionary)

@@ -1,0 +1,68 @@
+"""Sums and products of gathered rows in plain torch, on any device.
+
+What `_cpu` and `_cuda` fall back to where they cannot compile their loops.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from ._codes import SparseCodes, indptr_of
+
+# Bytes of gathered dictionary rows held at once.
+_GATHERED = 2**25
+TINY = 1e-8
+
+
+def above(pre: Tensor, cut: Tensor) -> tuple[SparseCodes, Tensor]:
+    """Select the entries of pre-codes (n, m) that exceed a cut, one or one per column."""
+    mask = pre > cut
+    rows, columns = mask.nonzero().unbind(dim=1)
+    codes = SparseCodes(indptr_of(mask.sum(dim=1)), columns.int(), pre.shape[1])
+    return codes, pre[rows, columns]
+
+
+def sum_rows(starts: Tensor, index: Tensor, weights: Tensor, table: Tensor) -> Tensor:
+    """Give weighted sums of rows of a table: a sparse matrix times a dense one.
+
+    Parameters
+    ----------
+    starts : Tensor of int32, shape (n + 1,)
+        Sum i has the entries ``starts[i]`` to ``starts[i + 1]``.
+    index : Tensor of int32, shape (n_entries,)
+        Rows of the table.
+    weights : Tensor of shape (n_entries,)
+    table : Tensor of shape (n_rows, d)
+
+    Returns
+    -------
+    Tensor of shape (n, d)
+    """
+    if not len(index):
+        return table.new_zeros(len(starts) - 1, table.shape[1])
+    return embedding_bag(
+        index, table, starts, mode="sum", per_sample_weights=weights, include_last_offset=True
+    )
+
+
+def products(codes: SparseCodes, rows: Tensor, dictionary: Tensor) -> Tensor:
+    """Give the entries of ``rows @ dictionary.T`` where codes are stored."""
+    out = rows.new_empty(len(codes.columns))
+    size = max(1, _GATHERED // (rows.element_size() * max(1, rows.shape[1])))
+    entries = (out, codes.rows, codes.columns)
+    for part, i, j in zip(*(x.split(size) for x in entries), strict=True):
+        part.copy_((rows[i] * dictionary[j]).sum(dim=1))
+    return out
+
+
+def remove_parallel_(gradient: Tensor, dictionary: Tensor) -> None:
+    """Take out of each row of a gradient its part along a dictionary row of unit norm."""
+    along = torch.linalg.vecdot(gradient, dictionary)
+    gradient.addcmul_(along[:, None], dictionary, value=-1)
+
+
+def unit_rows_(rows: Tensor) -> None:
+    """Divide each row by its norm plus 1e-8, as overcomplete does."""
+    rows.div_(rows.norm(dim=1, keepdim=True) + TINY)

@@ -1,0 +1,54 @@
+"""The kernels, each run by the module for the device that its first tensor is on."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from types import ModuleType
+from typing import ParamSpec, TypeVar
+
+import torch
+
+from . import _cpu, _cuda
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Kinds of device that have kernels, and those of them where they are known to be faster.
+DEVICES = ("cpu", "cuda")
+PROVEN = ("cpu",)
+
+
+def serves(backend: str, device: torch.device) -> bool:
+    """Tell whether a ``backend`` parameter means these kernels on a device."""
+    return backend == device.type or (backend == "auto" and device.type in PROVEN)
+
+
+def module_for(device: torch.device) -> ModuleType:
+    """Give the module whose functions work on a device."""
+    return _cuda if device.type == "cuda" else _cpu
+
+
+def name(device: torch.device) -> str:
+    """Say what computes on a device."""
+    return module_for(device).name()
+
+
+def _by_device(function: Callable[P, R]) -> Callable[P, R]:
+    """Give an operation that is called like this function of `_cpu`, on any device."""
+
+    @functools.wraps(function)
+    def operation(*args: P.args, **kwargs: P.kwargs) -> R:
+        tensor = next(a for a in args if isinstance(a, torch.Tensor))
+        return getattr(module_for(tensor.device), function.__name__)(*args, **kwargs)
+
+    return operation
+
+
+above = _by_device(_cpu.above)
+largest = _by_device(_cpu.largest)
+products = _by_device(_cpu.products)
+remove_parallel_ = _by_device(_cpu.remove_parallel_)
+sum_rows = _by_device(_cpu.sum_rows)
+top_k = _by_device(_cpu.top_k)
+unit_rows_ = _by_device(_cpu.unit_rows_)
