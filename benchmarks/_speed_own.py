@@ -58,8 +58,8 @@ def bare(job, X, clock):
 
 def _stored_step(net, u, buffer):
     module = net.module_
-    codes, pre_codes, values, u_hat = module.forward_sparse(u, buffer[: len(u)], _any_number)
-    loss = net.criterion_.sparse(module, u, u_hat, codes, pre_codes, values)
+    codes, pre_codes, values, u_hats = module.forward_sparse(u, buffer[: len(u)], _any_number)
+    loss = net.criterion_.sparse(module, u, u_hats, codes, pre_codes, values)
     return loss, codes.fired(values)
 
 

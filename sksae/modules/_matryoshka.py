@@ -32,6 +32,12 @@ class MatryoshkaModule(BatchTopKModule):
         super().__init__(n_features, nb_concepts, **params)
         self.prefixes, self.prefix_weights = tuple(prefixes), tuple(prefix_weights)
 
+    def sparse_obstacle(self) -> str | None:
+        """Say what keeps `forward_sparse` from giving what `forward_scaled` gives, if anything."""
+        if self.decoder_bias.device.type != "cpu":  # elsewhere codes come in no order
+            return "nested dictionaries have kernels for the CPU only"
+        return super().sparse_obstacle()
+
     def decode_stored(self, codes: SparseCodes, values: Tensor) -> tuple[Tensor, ...]:
         """Give the reconstruction by each prefix: sums by group of concepts, added up."""
         bias, n_groups = self.decoder_bias, len(self.prefixes)

@@ -32,8 +32,8 @@ def take_step(module, optimizer):
     loss_of = SAELoss(mse, auxk_coefficient=0.1)
     u = module.pull_in(torch.randn(N, D, device="meta") / module.input_scale)
     buffer = torch.empty(N, M, device="meta")
-    codes, pre_codes, values, u_hat = module.forward_sparse(u, buffer, lambda *sizes: None)
-    loss = loss_of.sparse(module, u, u_hat, codes, pre_codes, values)
+    codes, pre_codes, values, u_hats = module.forward_sparse(u, buffer, lambda *sizes: None)
+    loss = loss_of.sparse(module, u, u_hats, codes, pre_codes, values)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
     optimizer.step()
@@ -41,7 +41,7 @@ def take_step(module, optimizer):
     module.count_fired(codes.fired(values), N)
     totals = EpochTotals(module, torch.device("meta"))
     active = torch.count_nonzero(values)
-    totals.add({"u": u, "y_pred": u_hat.detach(), "loss": loss.detach(), "n_active": active})
+    totals.add({"u": u, "y_pred": u_hats[-1].detach(), "loss": loss.detach(), "n_active": active})
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_product_in_bfloat16_leaves_the_rest_in_full_precision(plain):
             module.dictionary._weights.copy_(torch.nn.functional.normalize(torch.ones(M, D)))
         u = torch.eye(D)  # each pre-code is one weight
         buffer = torch.empty(D, M, dtype=precision)
-        codes, _, values, u_hat = module.forward_sparse(u, buffer, lambda *sizes: None)
+        codes, _, values, (u_hat,) = module.forward_sparse(u, buffer, lambda *sizes: None)
         assert values.dtype == u_hat.dtype == torch.float32
         (u_hat - 0.1).square().sum().backward()
         results.append([values.detach(), u_hat.detach(), *(p.grad for p in module.parameters())])
