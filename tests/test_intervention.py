@@ -167,6 +167,7 @@ def test_a_real_sae_with_the_axes_as_dictionary_is_perfect(acts):
         2 * FEATURES,
         top_k=FEATURES,
         dictionary_params={"initializer": axes},
+        encoder_init_norm=1.0,
         lr=1e-30,
         nb_epochs=1,
         random_state=0,

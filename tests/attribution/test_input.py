@@ -43,7 +43,8 @@ LAYER = "encoder.layer.1"
 @pytest.fixture(scope="module")
 def bert_pipe(tiny_bert, bert_tokenizer):
     acts = Extractor(tiny_bert, LAYER, tokenizer=bert_tokenizer)
-    return make_pipeline(acts, TopKSAE(24, top_k=6, nb_epochs=3, random_state=0)).fit(TEXTS)
+    sae = TopKSAE(24, top_k=6, nb_epochs=3, encoder_init_norm=1.0, random_state=0)
+    return make_pipeline(acts, sae).fit(TEXTS)
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,6 @@ def drops(pipe, text, concept, scores, rng, n_deleted=3):
     ("method", "factor"),
     [
         ("integrated_gradients", 1.5),
-        ("input_x_gradient", 1.0),  # without a baseline, it is hardly better than chance
         ("occlusion", 1.5),
         ("kernel_shap", 1.5),
     ],

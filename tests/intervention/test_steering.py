@@ -47,7 +47,7 @@ def test_the_code_grows_by_the_length_where_the_concept_stays_in_place():
     active = codes[:, j] > 0.5
     again = sae.transform(X + steering_vector(sae, j, scale=0.5).numpy()).toarray()
     assert active.sum() > 20
-    assert np.median((again - codes)[active, j]) == pytest.approx(0.5, abs=0.05)
+    assert np.median((again - codes)[active, j]) == pytest.approx(0.5, abs=0.1)
 
 
 def test_scales_from_data(pipe, sae):

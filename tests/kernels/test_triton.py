@@ -11,6 +11,7 @@ pytest.importorskip("triton", minversion="3.3")
 
 # Tests that are too large for the interpreter, or not of it.
 LEFT_OUT = ("300-70-3", "float64-5-131", "largest", "ranges", "thread", "layouts", "1e-30", "above")
+LEFT_OUT += ("5-131-19-131", "split", "float64")
 
 
 def test_they_pass_the_tests_of_all_kernels_in_the_interpreter():
@@ -19,7 +20,7 @@ def test_they_pass_the_tests_of_all_kernels_in_the_interpreter():
     tests = here / "test_kernels.py", f"{here / 'test_cuda.py'}::test_top_k_in_half_precision"
     choice = "not " + " and not ".join(LEFT_OUT)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", choice]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTEST_ADDOPTS": ""}
     done = subprocess.run(
         [*command, *map(str, tests)], env=environment, capture_output=True, text=True, check=False
     )
