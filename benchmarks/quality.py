@@ -83,6 +83,7 @@ def run(args):
         sae = PlainSAE.load(f"{job['out']}.npz")
     result = {key: job[key] for key in (*SETTINGS, *SIZES)}
     result |= measure(sae, folder, args.n_train)
+    result["n_train"] = min(args.n_train, len(np.load(folder / "train.npy", mmap_mode="r")))
     result |= {"seconds_to": seconds_to(trained["curve"])} | trained
     result |= {"machine": machine(), "command": " ".join(sys.argv)}
     print(json.dumps(result))
