@@ -9,6 +9,7 @@ from .estimators import (
     JumpReLUSAE,
     MatryoshkaSAE,
     TopKSAE,
+    Transcoder,
     VanillaSAE,
     fit_many,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "MatryoshkaSAE",
     "TopKInputs",
     "TopKSAE",
+    "Transcoder",
     "TransformerActivationExtractor",
     "VanillaSAE",
     "activations",

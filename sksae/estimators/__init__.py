@@ -7,6 +7,7 @@ from ._gated import GatedSAE
 from ._jumprelu import JumpReLUSAE
 from ._matryoshka import MatryoshkaSAE
 from ._topk import TopKSAE
+from ._transcoder import Transcoder
 from ._vanilla import VanillaSAE
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "JumpReLUSAE",
     "MatryoshkaSAE",
     "TopKSAE",
+    "Transcoder",
     "VanillaSAE",
     "fit_many",
 ]

@@ -19,9 +19,9 @@ from .._device import resolve_device
 from .._sklearn import fit_context, output_container
 from ..activations._rows import rows_frame, rows_of, with_rows
 from ..training import RowBatches
-from ..training._data import SharedRows, mean_and_variance, random_rows, rounding
+from ..training._data import PairedRows, SharedRows, random_rows
 from . import _parameters as parameters
-from ._coding import Coder, CSRBuilder, decode_rows
+from ._coding import Coder, CSRBuilder, decode_rows, explained_share
 from ._input import check_codes, check_input, check_tensor, split_rows
 from ._nets import (
     draws_while_training,
@@ -30,6 +30,7 @@ from ._nets import (
     save_state,
     seeded,
     start_net,
+    units_of,
 )
 
 _DIAGNOSTIC_ROWS = 8192
@@ -197,6 +198,11 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
     target_l0: float | None = None
     resample_dead = False
 
+    # Parameters that the module of a variant is built around, beside the shared ones.
+    _own_structure: tuple[str, ...] = ()
+    # Whether what is decoded from the codes of X stands for X.
+    _reconstructs_input = True
+
     def __init__(
         self,
         nb_concepts=1024,
@@ -283,6 +289,17 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
     def _check_parameters(self):
         """Check what single constraints cannot; a variant extends it."""
 
+    def _check_target(self, X, y, rows, *, reset):
+        """Give the rows that X is to predict; here X itself is, and y is ignored.
+
+        ``rows`` are the `Rows` of X, or None.
+        """
+        return None
+
+    def _set_units(self, module, data):
+        """Set the units of a fresh module from the rows that it will see."""
+        module.set_units(*units_of(data, self.outlier_ratio))
+
     # -- fitting --------------------------------------------------------------------
 
     @fit_context(prefer_skip_nested_validation=True)
@@ -313,9 +330,12 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
             If more than 20 % of the concepts are dead, or if L0 is more than 10 % from a
             ``target_l0``.
         """
+        return self._fit(X, y)
+
+    def _fit(self, X, y):
         with own_torch_context():
-            exhaust(self._fit_steps(X))
-        self._warn_of_what_failed(stacklevel=4)
+            exhaust(self._fit_steps(X, y))
+        self._warn_of_what_failed(stacklevel=5)
         return self
 
     @fit_context(prefer_skip_nested_validation=True)
@@ -335,24 +355,27 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         -------
         self
         """
+        return self._partial_fit(X, y)
+
+    def _partial_fit(self, X, y):
         with own_torch_context():
-            exhaust(self._undoable(X, None, self.__sklearn_is_fitted__()))
+            exhaust(self._undoable(X, y, None, self.__sklearn_is_fitted__()))
         return self
 
-    def _fit_steps(self, X, shared=None):
+    def _fit_steps(self, X, y=None, shared=None):
         """Fit, giving way after each step.
 
         ``shared`` is a dict in which several SAEs that are fitted to the same X in step
         keep its rows.
         """
         continued = self.warm_start and self.__sklearn_is_fitted__()
-        return self._undoable(X, self.nb_epochs, continued, shared)
+        return self._undoable(X, y, self.nb_epochs, continued, shared)
 
-    def _undoable(self, X, epochs, continued, shared=None):
+    def _undoable(self, X, y, epochs, continued, shared=None):
         """Fit; when refused, failed or given up, leave the estimator as it was."""
         before = dict(vars(self))
         try:
-            interrupt = yield from self._fit_rows(X, epochs, continued, shared)
+            interrupt = yield from self._fit_rows(X, y, epochs, continued, shared)
         except BaseException:
             vars(self).clear()
             vars(self).update(before)
@@ -360,7 +383,7 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         if interrupt is not None:
             raise interrupt
 
-    def _fit_rows(self, X, epochs, continued, shared):
+    def _fit_rows(self, X, y, epochs, continued, shared):
         """Fit; give the Ctrl-C that ended the training, if one did.
 
         ``epochs`` is None in `partial_fit`.
@@ -371,14 +394,17 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         parameters.check_backend(self, device)
         rows = rows_of(X)
         X = check_input(self, X, reset=not continued, min_samples=1 if continued else 2)
+        y = self._check_target(X, y, rows, reset=not continued)
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
         # The seed of the first fit, so that a row held out once stays held out.
-        X, X_valid = self._split(X, rows, self.net_.seed if continued else seed, epochs)
+        split = rows, self.net_.seed if continued else seed, epochs
+        X, X_valid = self._split(X, *split)
+        y, y_valid = (None, None) if y is None else self._split(y, *split)
         dtype = torch.float64 if X.dtype == np.float64 else torch.float32
         dtype = self.net_.dtype if continued else dtype
-        data = _rows(X, device, dtype, shared if X_valid is None else None)
-        valid = None if X_valid is None else RowBatches(X_valid, device, dtype)
-        del X, X_valid, rows  # what is converted anew need not stay while training
+        data = _batches(X, y, device, dtype, shared if X_valid is None else None)
+        valid = None if X_valid is None else _batches(X_valid, y_valid, device, dtype, None)
+        del X, y, X_valid, y_valid, rows, split  # what is converted anew need not stay while training
         saved = save_state(self.net_) if continued else None
         try:
             with seeded(seed, device):
@@ -551,12 +577,7 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         check_is_fitted(self)
         X = check_input(self, X, reset=False)
         coder, data = self._coder(X)
-        mean, variance = mean_and_variance(data)
-        blocks = data.blocks(self._n_features_out)
-        error = sum(float((x - coder.reconstruct(x)).double().square().sum()) for x in blocks)
-        if variance == 0:
-            return float(error <= rounding(mean) * X.shape[0] * X.shape[1])
-        return 1 - error / (variance * X.shape[0] * X.shape[1])
+        return explained_share(coder, data, data)
 
     # -- tensors --------------------------------------------------------------------
 
@@ -576,7 +597,7 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         """
         check_is_fitted(self)
         bias = self.module_.decoder_bias
-        check_tensor(x, "x", len(bias), type(self).__name__)
+        check_tensor(x, "x", self.n_features_in_, type(self).__name__)
         return self.module_.eval().encode(x.to(bias.device, bias.dtype))[1].to(x.device)
 
     def decode(self, z):
@@ -627,7 +648,7 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
     @property
     def decoder_bias_(self):
         """The decoder bias in input units, shape (n_features,)."""
-        return _array(self.module_.decoder_bias * self.module_.input_scale)
+        return _array(self.module_.decoder_bias * self.module_.output_scale)
 
     @property
     def _n_features_out(self):
@@ -673,12 +694,17 @@ def exhaust(steps):
         pass
 
 
-def _rows(X, device, dtype, shared):
+def _batches(X, y, device, dtype, shared):
+    inputs = _rows("X", X, device, dtype, shared)
+    return inputs if y is None else PairedRows(inputs, _rows("y", y, device, dtype, shared))
+
+
+def _rows(name, X, device, dtype, shared):
     if shared is None:
         return RowBatches(X, device, dtype)
-    if (device, dtype) not in shared:
-        shared[device, dtype] = SharedRows(X, device, dtype)
-    return shared[device, dtype]
+    if (name, device, dtype) not in shared:
+        shared[name, device, dtype] = SharedRows(X, device, dtype)
+    return shared[name, device, dtype]
 
 
 def _array(tensor):

@@ -8,7 +8,7 @@ from scipy import sparse
 from torch import Tensor
 
 from ..kernels import SparseCodes, indptr_of, serves, sum_rows
-from ..training._data import as_tensor
+from ..training._data import RowBatches, as_tensor, mean_and_variance, rounding
 
 
 class Coder:
@@ -52,19 +52,40 @@ class Coder:
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """Give the reconstruction of a block, in input units."""
+        """Give the reconstruction of a block, in output units."""
         if not self.selects:
             with torch.autocast(self.device.type, enabled=False):
                 return self.module(x)[-1]
         codes, values = self.encode(x)
-        bias = self.module.decoder_bias * self.module.input_scale
-        dictionary = self.module.get_dictionary()
-        return sum_rows(codes.indptr, codes.columns, values, dictionary) + bias
+        dictionary, offset = self.module.get_dictionary(), self.module.offset(x)
+        return sum_rows(codes.indptr, codes.columns, values, dictionary) + offset
 
     def _pre_codes(self, n: int) -> Tensor:
         if self._buffer is None or len(self._buffer) < n:
             self._buffer = self.module.decoder_bias.new_empty(n, self.module.nb_concepts)
         return self._buffer[:n]
+
+
+def explained_share(coder: Coder, data: RowBatches, targets: RowBatches) -> float:
+    """Give the share of the variance of the targets that is explained from the data.
+
+    For constant targets 1 if they are met exactly, else 0.
+    """
+    mean, variance = mean_and_variance(targets)
+    error = float(squared_errors(coder, data, targets).sum())
+    n_entries = len(targets) * targets.shape[1]
+    if variance == 0:
+        return float(error <= rounding(mean) * n_entries)
+    return 1 - error / (variance * n_entries)
+
+
+def squared_errors(coder: Coder, data: RowBatches, targets: RowBatches) -> Tensor:
+    """Give the sum over rows of the squared errors of each column, in float64."""
+    width = max(data.shape[1], targets.shape[1], coder.module.nb_concepts)
+    pairs = zip(data.blocks(width), targets.blocks(width), strict=True)
+    return torch.stack(
+        [(y - coder.reconstruct(x)).double().square().sum(dim=0) for x, y in pairs]
+    ).sum(dim=0)
 
 
 class CSRBuilder:

@@ -18,7 +18,7 @@ _ENDED = object()
 def fit_many(estimators, X, y=None):
     """Fit several SAEs to the same rows, in step with each other.
 
-    Each is fitted as ``estimator.fit(X)`` would. The rows are converted, measured and
+    Each is fitted as ``estimator.fit(X, y)`` would. The rows are converted, measured and
     moved to the device once; SAEs of equal ``batch_size`` and ``random_state`` read each
     batch once. All of them are in memory at the same time.
 
@@ -29,7 +29,7 @@ def fit_many(estimators, X, y=None):
     X : array-like, sparse matrix or torch.Tensor of shape (n_samples, n_features)
         The rows.
     y : object
-        Ignored.
+        What a `Transcoder` among them is to predict; the others ignore it.
 
     Returns
     -------
@@ -65,10 +65,10 @@ def fit_many(estimators, X, y=None):
     shared: dict = {}
     in_step = [sae for sae in estimators if not draws_while_training(sae)]
     with own_torch_context():
-        _run_in_step([sae._fit_steps(X, shared) for sae in in_step])
+        _run_in_step([sae._fit_steps(X, y, shared) for sae in in_step])
     for sae in estimators:
         if draws_while_training(sae):
-            sae.fit(X)
+            sae.fit(X, y)
     for sae in in_step:
         sae._warn_of_what_failed(stacklevel=3)
     return estimators

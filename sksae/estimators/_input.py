@@ -9,7 +9,7 @@ from sklearn.utils.validation import check_array, validate_data
 _DTYPES = [np.float64, np.float32]
 
 
-def to_array(X, owner: str):
+def to_array(X, owner: str, name: str = "X", width: str = "n_features"):
     """Turn tensors into arrays and half precision into float32; leave the rest alone.
 
     Raises
@@ -27,8 +27,8 @@ def to_array(X, owner: str):
         X = (X.float() if X.dtype in (torch.float16, torch.bfloat16) else X).cpu().numpy()
     if getattr(X, "ndim", 2) > 2:
         raise ValueError(
-            f"{owner} expects X of shape (n_samples, n_features), got shape {tuple(X.shape)}. "
-            "Flatten it to one row per token: X.reshape(-1, X.shape[-1])."
+            f"{owner} expects {name} of shape (n_samples, {width}), got shape {tuple(X.shape)}. "
+            f"Flatten it to one row per token: {name}.reshape(-1, {name}.shape[-1])."
         )
     if getattr(X, "dtype", None) == np.float16:
         X = X.astype(np.float32)
@@ -45,6 +45,49 @@ def check_input(estimator, X, *, reset: bool, min_samples: int = 1):
         dtype=_DTYPES,
         ensure_min_samples=min_samples,
     )
+
+
+def check_target(estimator, y, n_rows: int, n_outputs: int | None = None):
+    """Validate the rows to predict; give an ndarray or CSR matrix of two dimensions.
+
+    Parameters
+    ----------
+    estimator : BaseSAE
+    y : array-like, sparse matrix or torch.Tensor of shape (n_rows,) or (n_rows, n_outputs)
+    n_rows : int
+        Number of rows of X.
+    n_outputs : int, optional
+        The width that was fitted.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or if it has another number of rows or another width.
+    """
+    owner = type(estimator).__name__
+    if y is None:
+        raise ValueError(
+            f"{owner} requires y to be passed, but the target y is None. Pass the activations "
+            "to predict, one row for each row of X; of an extractor with two layers these are "
+            "the columns of the second one."
+        )
+    y = to_array(y, owner, "y", "n_outputs")
+    y = check_array(
+        y, accept_sparse="csr", dtype=_DTYPES, ensure_2d=False, estimator=owner, input_name="y"
+    )
+    y = y.reshape(-1, 1) if y.ndim == 1 else y
+    if y.shape[0] != n_rows:
+        raise ValueError(
+            f"{owner} needs one row of y for each row of X. Got {n_rows} rows of X and "
+            f"{y.shape[0]} rows of y. Take both from one pass of an extractor, with "
+            "layer=[first, second]."
+        )
+    if n_outputs is not None and y.shape[1] != n_outputs:
+        raise ValueError(
+            f"y has {y.shape[1]} columns, but this {owner} was fitted to predict {n_outputs}. "
+            "Pass the activations of the same layer as in fit."
+        )
+    return y
 
 
 def check_tensor(tensor, name: str, n_columns: int, owner: str) -> None:

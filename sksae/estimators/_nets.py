@@ -91,13 +91,11 @@ def start_net(estimator, data: RowBatches, epochs: int | None, seed: int) -> SAE
     ``epochs`` is None for a first ``partial_fit``, whose number of passes is open.
     """
     length = _length(estimator, data, epochs)
-    statistics = data.statistics
-    n_features = len(statistics.center)
-    check_dictionary_params(estimator, n_features)
+    check_dictionary_params(estimator, data.n_outputs)
     module_class, own = estimator._module()
     structure = {name: getattr(estimator, name) for name in _STRUCTURE}
     structure["nb_concepts"] = int(estimator.nb_concepts)
-    module = {"n_features": n_features} | structure | own
+    module = {"n_features": data.shape[1]} | structure | own
     net = SAENet(
         module_class,
         SAELoss,
@@ -113,13 +111,20 @@ def start_net(estimator, data: RowBatches, epochs: int | None, seed: int) -> SAE
         seed=seed,
     ).initialize()
     check_encoder_output(estimator, net.module_)
-    radius = statistics.radius(estimator.outlier_ratio)
-    center = statistics.center.to(data.device, data.dtype)
-    net.module_.set_units(center, statistics.scale(radius), radius)
+    estimator._set_units(net.module_, data)
     net.criterion_.to(data.dtype)
     # Beside the net, whose modules are pickled apart from the parameters.
-    estimator._fitted_with = {name: getattr(estimator, name) for name in (*_FIXED, "criterion")}
+    kept = (*_FIXED, *estimator._own_structure, "criterion")
+    estimator._fitted_with = {name: getattr(estimator, name) for name in kept}
     return net
+
+
+def units_of(data: RowBatches, outlier_ratio: float | None) -> tuple[torch.Tensor, float, float]:
+    """Give center, scale and radius of rows, as a module's units are set from them."""
+    statistics = data.statistics
+    radius = statistics.radius(outlier_ratio)
+    center = statistics.center.to(data.device, data.dtype)
+    return center, statistics.scale(radius), radius
 
 
 def resume_net(estimator, data: RowBatches, epochs: int | None) -> None:
@@ -166,7 +171,7 @@ def _set_own(module, name: str, value) -> None:
 
 def _check_structure(estimator) -> None:
     owner = type(estimator).__name__
-    for name in _FIXED:
+    for name in (*_FIXED, *estimator._own_structure):
         now, fitted = getattr(estimator, name), estimator._fitted_with[name]
         if not _same(now, fitted):
             raise ValueError(

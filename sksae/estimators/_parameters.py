@@ -175,7 +175,7 @@ def _check_encoder_name(estimator) -> None:
 
 
 def check_dictionary_params(estimator, n_features: int) -> None:
-    """Refuse arguments that overcomplete's dictionary layer would not take."""
+    """Refuse arguments that overcomplete's dictionary layer of this width would not take."""
     from ..modules import load_overcomplete_sae
 
     params = estimator.dictionary_params or {}
@@ -205,7 +205,7 @@ def check_dictionary_params(estimator, n_features: int) -> None:
 
 def check_encoder_output(estimator, module) -> None:
     """Run the encoder on two rows and refuse what is not a pair of (2, nb_concepts)."""
-    rows = torch.zeros(2, len(module.decoder_bias)).to(module.decoder_bias)
+    rows = torch.zeros(2, len(module.center)).to(module.center)
     expected = (2, module.nb_concepts)
     got: Any
     cause: Exception | None = None

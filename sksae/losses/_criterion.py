@@ -153,6 +153,7 @@ class SAELoss(nn.Module):
         pre_codes: Tensor,
         codes: Tensor,
         dictionary: Tensor,
+        inputs: Tensor | None = None,
     ) -> Tensor:
         """Give the total loss of a batch.
 
@@ -161,11 +162,13 @@ class SAELoss(nn.Module):
         module : SAEModule
             The module being trained.
         x, x_hat : Tensor of shape (n, n_features)
-            Input and reconstruction.
+            Target and reconstruction.
         pre_codes, codes : Tensor of shape (n, nb_concepts)
             Before and after the nonlinearity.
         dictionary : Tensor of shape (nb_concepts, n_features)
             The module's dictionary.
+        inputs : Tensor, optional
+            What the codes were made of, where that is not the target.
 
         Returns
         -------
@@ -178,7 +181,7 @@ class SAELoss(nn.Module):
         loss = self.reconstruction(*batch) + sum(others) + self._penalty(penalties)
         if self.auxk_coefficient and len(module.dead_concepts):
             rows = dictionary.index_select(0, module.dead_concepts)
-            loss = loss + self._auxk(module, x, x_hat, pre_codes, rows)
+            loss = loss + self._auxk(module, x, x_hat, pre_codes, rows, inputs)
         return loss
 
     def sparse_obstacle(self) -> str | None:
@@ -194,7 +197,16 @@ class SAELoss(nn.Module):
         unknown = [term for c, term in terms if c and term not in _STORED_TERMS]
         return f"the loss term {unknown[0]!r} needs all codes" if unknown else None
 
-    def sparse(self, module, x: Tensor, x_hats, codes, pre_codes: Tensor, values: Tensor):
+    def sparse(
+        self,
+        module,
+        x: Tensor,
+        x_hats,
+        codes,
+        pre_codes: Tensor,
+        values: Tensor,
+        inputs: Tensor | None = None,
+    ) -> Tensor:
         """Give the total loss of a batch from the stored codes.
 
         Parameters
@@ -202,13 +214,15 @@ class SAELoss(nn.Module):
         module : SAEModule
             The module being trained.
         x : Tensor of shape (n, n_features)
-            Input.
+            Target.
         x_hats : tuple of Tensor of shape (n, n_features)
             Its reconstructions; the last one is by all concepts.
         codes : SparseCodes
             Where the codes are.
         pre_codes, values : Tensor of shape (n_stored,)
             Before and after the nonlinearity.
+        inputs : Tensor, optional
+            What the codes were made of, where that is not the target.
 
         Returns
         -------
@@ -221,7 +235,7 @@ class SAELoss(nn.Module):
         loss = mse(x, x_hats[-1]) + sum(others) + self._penalty(penalties)
         if self.auxk_coefficient and len(module.dead_concepts):
             rows = module.dictionary.rows(module.dead_concepts)
-            loss = loss + self._auxk(module, x, x_hats[-1], None, rows)
+            loss = loss + self._auxk(module, x, x_hats[-1], None, rows, inputs)
         return loss
 
     def _penalty(self, penalties: list[Tensor]) -> Tensor | float:
@@ -250,8 +264,8 @@ class SAELoss(nn.Module):
         if self.target_l0 is not None:
             self.controller.update(l0, self.target_l0, time)
 
-    def _auxk(self, module, x, x_hat, pre_codes, rows) -> Tensor:
-        pre_codes = module.dead_pre_codes(x, pre_codes)
+    def _auxk(self, module, x, x_hat, pre_codes, rows, inputs) -> Tensor:
+        pre_codes = module.dead_pre_codes(x if inputs is None else inputs, pre_codes)
         k_aux = self.k_aux or max(1, x.shape[1] // 2)
         return self.auxk_coefficient * auxk_loss(x - x_hat, pre_codes, rows, k_aux)
 

@@ -5,6 +5,7 @@ from ._gated import GatedModule
 from ._jumprelu import KERNELS, jump_relu, step
 from ._matryoshka import MatryoshkaModule
 from ._overcomplete import load_overcomplete_sae
+from ._transcoder import TranscoderModule
 from ._variants import BatchTopKModule, JumpReLUModule, TopKModule, VanillaModule
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "MatryoshkaModule",
     "SAEModule",
     "TopKModule",
+    "TranscoderModule",
     "VanillaModule",
     "jump_relu",
     "load_overcomplete_sae",

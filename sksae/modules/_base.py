@@ -145,6 +145,21 @@ class SAEModule:
         self.decoder_bias.copy_(bias / self.input_scale)
         self.center.copy_(self.decoder_bias)
 
+    @property
+    def pre_bias(self) -> Tensor:
+        """What is subtracted from the scaled input, shape (n_features,); the decoder bias."""
+        return self.decoder_bias
+
+    @property
+    def output_scale(self) -> Tensor:
+        """What scaled reconstructions are multiplied by to be in output units: a number."""
+        return self.input_scale
+
+    @property
+    def code_scale(self) -> Tensor:
+        """What scaled codes are multiplied by: a number, or one for each concept."""
+        return self.output_scale
+
     @torch.no_grad()
     def pull_in(self, u: Tensor) -> Tensor:
         """Move scaled rows beyond the radius towards the center of the data, onto the radius.
@@ -152,12 +167,7 @@ class SAEModule:
         The linear encoder gives what lies farther in the same direction larger codes in
         proportion, so that a row need not be seen at its length.
         """
-        centered = u - self.center
-        distance = centered.norm(dim=1, keepdim=True)
-        if u.device.type == "cpu" and not (distance > self.max_distance).any():
-            return u
-        nearer = self.center + centered * (self.max_distance / distance)
-        return torch.where(distance > self.max_distance, nearer, u)
+        return distance_cut(u, self.center, self.max_distance)
 
     def sparsify(self, pre_codes: Tensor, relu_codes: Tensor) -> Tensor:
         """Choose the active codes, shape (n, nb_concepts); here all of the encoder's."""
@@ -165,7 +175,7 @@ class SAEModule:
 
     def encode_scaled(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Give ``(pre_codes, codes)``, each (n, nb_concepts), of scaled input (n, n_features)."""
-        pre_codes, relu_codes = self.encoder(u - self.decoder_bias)
+        pre_codes, relu_codes = self.encoder(u - self.pre_bias)
         return pre_codes, self.sparsify(pre_codes, relu_codes)
 
     def forward_scaled(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -212,10 +222,11 @@ class SAEModule:
     @torch.no_grad()
     def encode_sparse(self, x: Tensor, buffer: Tensor) -> tuple[SparseCodes, Tensor]:
         """Give the active codes in input units; see `forward_sparse` for ``buffer``."""
-        linear, center = self.linear_encoder, self.decoder_bias
+        linear, center = self.linear_encoder, self.pre_bias
         pre = torch.addmm(linear.bias, x / self.input_scale - center, linear.weight.T, out=buffer)
         codes, values = self.select_active(pre)
-        return codes, values * self.input_scale
+        scale = self.code_scale
+        return codes, values * (scale if scale.ndim == 0 else scale[codes.columns])
 
     def codes_of_stored(self, codes: SparseCodes, pre_codes: Tensor) -> Tensor:
         """Give the codes, shape (n_stored,), of the stored pre-codes; here they are active."""
@@ -231,7 +242,7 @@ class SAEModule:
         ``buffer``, shape (n, nb_concepts), is overwritten by the pre-codes. ``check`` is called
         with the number of stored codes and of all, and may raise.
         """
-        linear, bias = self.linear_encoder, self.decoder_bias
+        linear, bias = self.linear_encoder, self.pre_bias
         pre_codes, codes = encode(u, bias, linear.weight, linear.bias, self.select_stored, buffer)
         check(len(pre_codes), buffer.numel())
         values = self.codes_of_stored(codes, pre_codes)
@@ -247,11 +258,19 @@ class SAEModule:
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Give ``(pre_codes, codes)`` in input units."""
         pre_codes, codes = self.encode_scaled(x / self.input_scale)
-        return pre_codes * self.input_scale, codes * self.input_scale
+        return pre_codes * self.code_scale, codes * self.code_scale
 
     def decode(self, z: Tensor) -> Tensor:
         """Give the reconstruction (n, n_features) of codes (n, nb_concepts), in input units."""
-        return self.dictionary(z) + self.decoder_bias * self.input_scale
+        return z @ self.get_dictionary() + self.decoder_bias * self.output_scale
+
+    def get_dictionary(self) -> Tensor:
+        """Give the dictionary in output units, shape (nb_concepts, n_features)."""
+        return self.dictionary.get_dictionary()
+
+    def offset(self, x: Tensor) -> Tensor:
+        """Give what is added to the decoded codes of rows x, in output units; here a constant."""
+        return self.decoder_bias * self.output_scale
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -310,7 +329,7 @@ class SAEModule:
             return pre_codes.index_select(1, dead)
         linear = self.linear_encoder
         weight, bias = linear.weight.index_select(0, dead), linear.bias.index_select(0, dead)
-        return nn.functional.linear(u - self.decoder_bias.detach(), weight, bias)
+        return nn.functional.linear(u - self.pre_bias.detach(), weight, bias)
 
     @torch.no_grad()
     def find_dead(self, dead_after: int) -> None:
@@ -338,6 +357,15 @@ class SAEModule:
         linear.bias[dead] = 0
         self.samples_since_fired[dead] = 0
         self.dead_concepts = dead[:0]
+
+
+def distance_cut(u: Tensor, center: Tensor, radius: Tensor) -> Tensor:
+    """Move rows (n, d) that lie beyond a radius around a center onto it."""
+    centered = u - center
+    distance = centered.norm(dim=1, keepdim=True)
+    if u.device.type == "cpu" and not (distance > radius).any():
+        return u
+    return torch.where(distance > radius, center + centered * (radius / distance), u)
 
 
 def mean_kth_largest(batches: Iterable[Tensor], k: float) -> Tensor:

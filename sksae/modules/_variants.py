@@ -70,11 +70,13 @@ class BatchTopKModule(_Annealed, SAEModule, overcomplete_sae.BatchTopKSAE):
 
     def sparsify(self, pre_codes: Tensor, relu_codes: Tensor) -> Tensor:
         """Keep the codes above the batch's threshold, or above the running one."""
-        if self.training:  # type: ignore[attr-defined]
-            threshold = self._batch_threshold(relu_codes.detach())
-        else:
-            threshold = self.running_threshold
-        return relu_codes * ((relu_codes >= threshold) & (relu_codes > 0))
+        ranked = self.rank(relu_codes.detach())
+        threshold = self._batch_threshold(ranked) if self.training else self.running_threshold
+        return relu_codes * ((ranked >= threshold) & (ranked > 0))
+
+    def rank(self, codes: Tensor) -> Tensor:
+        """Give what the threshold is compared with, shape (n, nb_concepts); here the codes."""
+        return codes
 
     @torch.no_grad()
     def finish(self, batches: Iterable[Tensor], weight: float = 1.0) -> None:
@@ -82,7 +84,7 @@ class BatchTopKModule(_Annealed, SAEModule, overcomplete_sae.BatchTopKSAE):
 
         During training the weights move on, and the running mean lags behind them.
         """
-        codes = (self.encoder(u - self.decoder_bias)[1] for u in batches)
+        codes = (self.rank(self.encoder(u - self.decoder_bias)[1]) for u in batches)
         threshold = mean_kth_largest(codes, self.top_k).to(self.running_threshold)
         self.k_scale = 1.0
         self._mix(threshold, weight)

@@ -67,6 +67,16 @@ class RowBatches:
             batch = torch.from_numpy(self.rows[key].toarray())
         return batch.to(self.device, self.dtype, non_blocking=True)
 
+    def take_pair(self, index: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Give input and target of some rows; an autoencoder's target is its input."""
+        batch = self.take(index)
+        return batch, batch
+
+    @property
+    def n_outputs(self) -> int:
+        """Width of the target."""
+        return self.shape[1]
+
     def placed(self, order: Tensor) -> Tensor:
         """Give an order of rows where parts of it are taken without waiting for the device."""
         return order.to(self.rows.device) if isinstance(self.rows, Tensor) else order
@@ -110,6 +120,68 @@ class SharedRows(RowBatches):
         return self.last[1]
 
 
+class PairedRows(RowBatches):
+    """Rows and, for each of them, the row that is to be predicted from it.
+
+    Parameters
+    ----------
+    inputs, targets : RowBatches
+        Of as many rows.
+    """
+
+    def __init__(self, inputs: RowBatches, targets: RowBatches) -> None:
+        self.inputs, self.targets = inputs, targets
+        self.device, self.dtype, self.rows = inputs.device, inputs.dtype, inputs.rows
+
+    def take(self, index: Tensor | slice) -> Tensor:
+        """Give the inputs of an index or slice."""
+        return self.inputs.take(index)
+
+    def take_pair(self, index: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Give inputs and targets of an index or slice."""
+        return self.inputs.take(index), self.targets.take(index)
+
+    @property
+    def n_outputs(self) -> int:
+        """Width of the targets."""
+        return self.targets.shape[1]
+
+    def placed(self, order: Tensor) -> Tensor:
+        """Give an order of rows where parts of it are taken without waiting for the device."""
+        return self.inputs.placed(order)
+
+    @property
+    def statistics(self) -> InputStatistics:
+        """Center and scale of the inputs."""
+        return self.inputs.statistics
+
+
+class ColumnBlock(RowBatches):
+    """A block of the columns of other rows.
+
+    Parameters
+    ----------
+    data : RowBatches
+    columns : slice
+    """
+
+    def __init__(self, data: RowBatches, columns: slice) -> None:
+        self.data, self.columns = data, columns
+        self.device, self.dtype = data.device, data.dtype
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of rows and of columns in the block."""
+        return len(self), self.columns.stop - self.columns.start
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def take(self, index: Tensor | slice) -> Tensor:
+        """Give the columns of the rows of an index or slice."""
+        return self.data.take(index)[:, self.columns]
+
+
 def _fits_device(rows: Tensor, device: torch.device) -> bool:
     if device.type != "cuda":
         return False
@@ -118,7 +190,7 @@ def _fits_device(rows: Tensor, device: torch.device) -> bool:
 
 
 class BatchIterator:
-    """Iterate over batches of rows, shuffled anew at each pass or in order.
+    """Iterate over batches of inputs and targets, shuffled anew at each pass or in order.
 
     A last batch of one row joins the batch before it (batch normalisation needs two).
 
@@ -152,8 +224,7 @@ class BatchIterator:
         if self.generator is not None:
             order = self.data.placed(torch.randperm(len(self.data), generator=self.generator))
         for start, end in self.bounds():
-            batch = self.data.take(slice(start, end) if order is None else order[start:end])
-            yield batch, batch  # an autoencoder's target is its input
+            yield self.data.take_pair(slice(start, end) if order is None else order[start:end])
 
 
 @dataclass(frozen=True)

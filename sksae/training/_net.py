@@ -229,10 +229,10 @@ class SAENet(NeuralNet):
             self.history.record_batch(f"{prefix}_batch_size", len(batch[0]))
         if monitored:
             self.history.record_batch("step", self.n_steps_)
-            self.history.record_batch("l0", step["n_active"].item() / len(step["u"]))
+            self.history.record_batch("l0", step["n_active"].item() / len(step["target"]))
             self.history.record_batch("lr", step["lr"])
         if hooked:
-            y_pred = step["y_pred"] * self.module_.input_scale
+            y_pred = step["y_pred"] * self.module_.output_scale
             self.notify(
                 "on_batch_end", batch=batch, training=training, loss=step["loss"], y_pred=y_pred
             )
@@ -304,7 +304,7 @@ class SAENet(NeuralNet):
 
     def _after_step(self, step):
         """Restore and count what follows from a step of the optimizer."""
-        n = len(step["u"])
+        n = len(step["target"])
         self.module_.after_step()
         self.module_.count_fired(step["fired"], n)
         # Listing the dead reads the device, so elsewhere than on the CPU not at every step.
@@ -330,16 +330,15 @@ class SAENet(NeuralNet):
 
     def train_step_single(self, batch, **fit_params):
         """Compute loss and gradients of one batch, in full precision if half precision fails."""
-        x, _ = unpack_data(batch)
-        u = self.module_.pull_in(x / self.module_.input_scale)
+        u, target = self._scaled(*unpack_data(batch), pull_in=True)
         half = self.amp_dtype is not None and not self._full_precision
-        step = self._forward_stored(u)
+        step = self._forward_stored(u, target)
         # On stored codes nothing can overflow that would not in full precision.
         may_overflow = half and step is None
         if step is None:
-            step = self._forward(u, self.amp_dtype if half else None)
+            step = self._forward(u, target, self.amp_dtype if half else None)
         if may_overflow and not torch.isfinite(step["loss"]):
-            step = self._forward(u, None)
+            step = self._forward(u, target, None)
             self._count_nan_fallback()
         if u.device.type == "cpu" and not torch.isfinite(step["loss"]):
             raise not_finite(self.n_steps_)  # elsewhere, asking would stall every step
@@ -351,25 +350,34 @@ class SAENet(NeuralNet):
 
     def validation_step(self, batch, **fit_params):
         """Compute loss, activity and reconstruction of one held-out batch."""
-        x, _ = unpack_data(batch)
         with torch.no_grad():
-            return self._forward(x / self.module_.input_scale, None)
+            return self._forward(*self._scaled(*unpack_data(batch)), None)
 
     def evaluation_step(self, batch, training=False):
-        """Give the reconstruction of one batch, in input units."""
+        """Give the reconstruction of one batch, in output units."""
         self.check_is_fitted()
         x, _ = unpack_data(batch)
         with torch.set_grad_enabled(training):
             self._set_training(training)
             return self.module_(x)[-1]
 
-    def _forward(self, u, autocast_dtype):
+    def _scaled(self, x, y, pull_in=False):
+        """Give input and target in scaled units; an autoencoder's target is its input."""
+        module = self.module_
+        u = x / module.input_scale
+        u = module.pull_in(u) if pull_in else u
+        if y is x:
+            return u, u
+        target = y / module.output_scale
+        return u, module.pull_in_target(target) if pull_in else target
+
+    def _forward(self, u, target, autocast_dtype):
         with torch.autocast(u.device.type, autocast_dtype, enabled=autocast_dtype is not None):
             pre_codes, codes, u_hat, dictionary = self.module_.forward_scaled(u)
-            loss = self.criterion_(self.module_, u, u_hat, pre_codes, codes, dictionary)
-        return {"loss": check_loss(loss), "y_pred": u_hat, "u": u} | activity(codes)
+            loss = self.criterion_(self.module_, target, u_hat, pre_codes, codes, dictionary, u)
+        return {"loss": check_loss(loss), "y_pred": u_hat, "target": target} | activity(codes)
 
-    def _forward_stored(self, u):
+    def _forward_stored(self, u, target):
         """Compute a step on stored codes; give None if this one is to run dense."""
         stored, module = self.stored_steps_, self.module_
         buffer = stored.next_buffer(len(u), module)
@@ -379,9 +387,9 @@ class SAENet(NeuralNet):
             codes, pre_codes, values, u_hats = module.forward_sparse(u, buffer, stored.check)
         except TooManyStored:
             return None
-        loss = self.criterion_.sparse(module, u, u_hats, codes, pre_codes, values)
+        loss = self.criterion_.sparse(module, target, u_hats, codes, pre_codes, values, u)
         active = {"n_active": torch.count_nonzero(values), "fired": codes.fired(values)}
-        return {"loss": loss, "y_pred": u_hats[-1], "u": u} | active
+        return {"loss": loss, "y_pred": u_hats[-1], "target": target} | active
 
     def _count_nan_fallback(self):
         self._nan_fallbacks += 1

@@ -42,8 +42,8 @@ class EpochTotals:
 
     @torch.no_grad()
     def add(self, step: dict[str, Tensor]) -> None:
-        """Add a batch: its loss, active codes, scaled input and reconstruction."""
-        u, n = step["u"], len(step["u"])
+        """Add a batch: its loss, active codes, scaled target and reconstruction."""
+        u, n = step["target"], len(step["target"])
         loss = step["loss"].double()
         self.loss += n * loss
         self.error += (u - step["y_pred"]).square().sum(dtype=torch.float64)
