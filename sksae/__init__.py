@@ -5,6 +5,7 @@ from .activations import ConceptPooler, Extractor, KeepRows, TransformerActivati
 from .estimators import (
     BaseSAE,
     BatchTopKSAE,
+    Crosscoder,
     GatedSAE,
     JumpReLUSAE,
     MatryoshkaSAE,
@@ -21,6 +22,7 @@ __all__ = [
     "BaseSAE",
     "BatchTopKSAE",
     "ConceptPooler",
+    "Crosscoder",
     "Extractor",
     "GatedSAE",
     "JumpReLUSAE",

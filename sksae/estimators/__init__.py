@@ -2,6 +2,7 @@
 
 from ._base import BaseSAE
 from ._batchtopk import BatchTopKSAE
+from ._crosscoder import Crosscoder
 from ._fit_many import fit_many
 from ._gated import GatedSAE
 from ._jumprelu import JumpReLUSAE
@@ -13,6 +14,7 @@ from ._vanilla import VanillaSAE
 __all__ = [
     "BaseSAE",
     "BatchTopKSAE",
+    "Crosscoder",
     "GatedSAE",
     "JumpReLUSAE",
     "MatryoshkaSAE",

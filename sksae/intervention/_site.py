@@ -40,6 +40,7 @@ class Parts(NamedTuple):
         """Take a fitted pipeline or SAE apart."""
         if isinstance(pipe_or_sae, BaseSAE):
             check_is_fitted(pipe_or_sae)
+            _check_reconstructs(pipe_or_sae, owner)
             return cls(owner, None, [], pipe_or_sae)
         if not isinstance(pipe_or_sae, Pipeline):
             raise TypeError(
@@ -54,6 +55,7 @@ class Parts(NamedTuple):
                 f"{', '.join(type(step).__name__ for _, step in steps)}."
             )
         before, sae = steps[: found[0]], steps[found[0]][1]
+        _check_reconstructs(sae, owner)
         extractor = None
         if before and isinstance(before[0][1], TransformerActivationExtractor):
             extractor = before.pop(0)[1]
@@ -132,6 +134,15 @@ class Parts(NamedTuple):
         for _, step in reversed(self.between):
             x = step.inverse_transform(x)
         return torch.tensor(np.asarray(x))
+
+
+def _check_reconstructs(sae: BaseSAE, owner: str) -> None:
+    if not sae._reconstructs_input:
+        name = type(sae).__name__
+        raise ValueError(
+            f"{owner} needs an SAE whose reconstruction can stand for the layer that it reads. "
+            f"{name} predicts another layer; its directions in that one are {name}.components_."
+        )
 
 
 def _check_between(steps: list[tuple[str, Any]], owner: str) -> None:

@@ -80,6 +80,12 @@ class Observed:
     @cached_property
     def reconstruction(self):
         """The activations that its codes stand for, (n_samples, n_features)."""
+        if not self.sae._reconstructs_input:
+            owner = type(self.sae).__name__
+            raise ValueError(
+                f"{owner} has no reconstruction of X to compare with: it predicts another "
+                f"layer. Use {owner}.score(X, y), or a metric of predict(X) and y."
+            )
         return _plain(self.sae.inverse_transform(self._output))
 
     @property

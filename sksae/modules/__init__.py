@@ -1,6 +1,7 @@
 """Torch modules of the sparse autoencoders: overcomplete's classes, mended and completed."""
 
 from ._base import VECTOR_ENCODERS, Dictionary, SAEModule
+from ._crosscoder import CrosscoderModule
 from ._gated import GatedModule
 from ._jumprelu import KERNELS, jump_relu, step
 from ._matryoshka import MatryoshkaModule
@@ -12,6 +13,7 @@ __all__ = [
     "KERNELS",
     "VECTOR_ENCODERS",
     "BatchTopKModule",
+    "CrosscoderModule",
     "Dictionary",
     "GatedModule",
     "JumpReLUModule",

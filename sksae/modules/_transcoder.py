@@ -23,7 +23,7 @@ class TranscoderModule(TopKModule):
 
     The center of the input stays as the data set it: the encoder's own bias can do what
     learning it would. ``skip`` is whether there is a ``skip_weight``, of shape (n_outputs,
-    n_features), which starts at zero.
+    n_features), zero until `start_skip`.
     """
 
     target_scale: Tensor
@@ -78,16 +78,19 @@ class TranscoderModule(TopKModule):
         self.target_center.copy_(self.decoder_bias)
 
     @torch.no_grad()
-    def aim_encoder(self, linear_map: Tensor, norm: float) -> None:
-        """Start each encoder row as what predicts the output along its dictionary row.
+    def start_skip(self, x: Tensor, y: Tensor) -> None:
+        """Start the skip as the ridge regression of outputs on inputs (n, d), both unscaled.
 
-        ``linear_map``, shape (n_features, n_outputs), predicts scaled outputs from scaled
-        inputs. Rows have this norm; those that it maps to zero stay as they are.
+        The ridge is the total variance of the input by the number of rows: it does not matter
+        where there are many more rows than features, and shrinks the map where there are few.
         """
-        rows = self.dictionary.get_dictionary() @ linear_map.T
-        norms = rows.norm(dim=1, keepdim=True)
-        weight = self.linear_encoder.weight
-        weight.copy_(torch.where(norms > 0, norm * rows / norms, weight))
+        u = (self.pull_in(x / self.input_scale) - self.center).double()
+        v = (self.pull_in_target(y / self.output_scale) - self.target_center).double()
+        covariance, ridge = u.T @ u / len(u), u.square().sum() / len(u) ** 2
+        covariance.diagonal().add_(ridge.clamp(min=torch.finfo(torch.float64).tiny))
+        solution = torch.linalg.solve(covariance, u.T @ v / len(u))
+        if self.skip_weight is not None and torch.isfinite(solution).all():
+            self.skip_weight.copy_(solution.T)
 
     @torch.no_grad()
     def pull_in_target(self, v: Tensor) -> Tensor:
