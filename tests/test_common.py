@@ -3,9 +3,27 @@
 import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from sksae import BatchTopKSAE, GatedSAE, JumpReLUSAE, MatryoshkaSAE, TopKSAE, VanillaSAE
+from sksae import (
+    BatchTopKSAE,
+    Crosscoder,
+    GatedSAE,
+    JumpReLUSAE,
+    MatryoshkaSAE,
+    TopKSAE,
+    Transcoder,
+    VanillaSAE,
+)
 
-VARIANTS = (VanillaSAE, TopKSAE, BatchTopKSAE, JumpReLUSAE, GatedSAE, MatryoshkaSAE)
+VARIANTS = (
+    VanillaSAE,
+    TopKSAE,
+    BatchTopKSAE,
+    JumpReLUSAE,
+    GatedSAE,
+    MatryoshkaSAE,
+    Crosscoder,
+    Transcoder,
+)
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")

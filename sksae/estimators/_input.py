@@ -48,7 +48,7 @@ def check_input(estimator, X, *, reset: bool, min_samples: int = 1):
 
 
 def check_target(estimator, y, n_rows: int, n_outputs: int | None = None):
-    """Validate the rows to predict; give an ndarray or CSR matrix of two dimensions.
+    """Validate the rows to predict; give two dimensions, and whether there was one.
 
     Parameters
     ----------
@@ -58,6 +58,11 @@ def check_target(estimator, y, n_rows: int, n_outputs: int | None = None):
         Number of rows of X.
     n_outputs : int, optional
         The width that was fitted.
+
+    Returns
+    -------
+    y : ndarray or CSR matrix of shape (n_rows, n_outputs)
+    is_vector : bool
 
     Raises
     ------
@@ -75,7 +80,8 @@ def check_target(estimator, y, n_rows: int, n_outputs: int | None = None):
     y = check_array(
         y, accept_sparse="csr", dtype=_DTYPES, ensure_2d=False, estimator=owner, input_name="y"
     )
-    y = y.reshape(-1, 1) if y.ndim == 1 else y
+    is_vector = y.ndim == 1
+    y = y.reshape(-1, 1) if is_vector else y
     if y.shape[0] != n_rows:
         raise ValueError(
             f"{owner} needs one row of y for each row of X. Got {n_rows} rows of X and "
@@ -87,7 +93,7 @@ def check_target(estimator, y, n_rows: int, n_outputs: int | None = None):
             f"y has {y.shape[1]} columns, but this {owner} was fitted to predict {n_outputs}. "
             "Pass the activations of the same layer as in fit."
         )
-    return y
+    return y, is_vector
 
 
 def check_tensor(tensor, name: str, n_columns: int, owner: str) -> None:

@@ -195,8 +195,9 @@ def check_dictionary_params(estimator, n_features: int) -> None:
     initializer = params.get("initializer")
     expected = (estimator.nb_concepts, n_features)
     if initializer is not None and np.shape(initializer) != expected:
+        width = "n_features" if estimator._reconstructs_input else "n_outputs"
         raise ValueError(
-            f"{owner} must hold an 'initializer' of shape (nb_concepts, n_features) = {expected}. "
+            f"{owner} must hold an 'initializer' of shape (nb_concepts, {width}) = {expected}. "
             f"Got shape {np.shape(initializer)} instead."
         )
     if initializer is not None and not np.any(np.asarray(initializer), axis=-1).all():

@@ -141,8 +141,8 @@ class Transcoder(BaseSAE):
         return TranscoderModule, own
 
     def _check_target(self, X, y, rows, *, reset):
-        y_rows, is_vector = rows_of(y), np.ndim(y) == 1
-        y = check_target(self, y, X.shape[0], None if reset else self.n_outputs_)
+        y_rows = rows_of(y)
+        y, is_vector = check_target(self, y, X.shape[0], None if reset else self.n_outputs_)
         if rows is not None and y_rows is not None and rows != y_rows:
             raise ValueError(
                 f"The rows of X and y in {type(self).__name__} come from different places in the "
@@ -252,7 +252,7 @@ class Transcoder(BaseSAE):
         """
         check_is_fitted(self)
         X = check_input(self, X, reset=False)
-        y = check_target(self, y, X.shape[0], self.n_outputs_)
+        y, _ = check_target(self, y, X.shape[0], self.n_outputs_)
         coder, data = self._coder(X)
         return explained_share(coder, data, RowBatches(y, data.device, data.dtype))
 

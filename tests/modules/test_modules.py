@@ -11,10 +11,12 @@ from sksae.estimators._jumprelu import KERNEL_NAMES
 from sksae.modules import (
     KERNELS,
     BatchTopKModule,
+    CrosscoderModule,
     GatedModule,
     JumpReLUModule,
     MatryoshkaModule,
     TopKModule,
+    TranscoderModule,
     VanillaModule,
     jump_relu,
     load_overcomplete_sae,
@@ -63,6 +65,12 @@ def pre_codes(module, x):
     weight, bias = module.encoder.final_block[0].weight, module.encoder.final_block[0].bias
     s, b = module.input_scale, module.decoder_bias * module.input_scale
     return (x - b) @ weight.T + bias * s
+
+
+def test_coders_of_several_layers_are_their_overcomplete_classes():
+    sae = load_overcomplete_sae()
+    assert issubclass(CrosscoderModule, sae.BatchTopKSAE)
+    assert issubclass(TranscoderModule, sae.TopKSAE)
 
 
 def test_each_module_is_its_overcomplete_class():

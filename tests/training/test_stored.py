@@ -5,7 +5,16 @@ import pytest
 import torch
 from skorch.callbacks import GradientNormClipping
 
-from sksae import BatchTopKSAE, GatedSAE, JumpReLUSAE, MatryoshkaSAE, TopKSAE, VanillaSAE
+from sksae import (
+    BatchTopKSAE,
+    Crosscoder,
+    GatedSAE,
+    JumpReLUSAE,
+    MatryoshkaSAE,
+    TopKSAE,
+    Transcoder,
+    VanillaSAE,
+)
 from sksae.datasets import make_activations
 from sksae.kernels import _cpu, _cuda, _ops
 from sksae.losses import SAELossClasses
@@ -21,7 +30,8 @@ def X():
 
 
 def pair(cls, X, **params):
-    fits = [cls(C, backend=b, **FIFTY_STEPS, **params).fit(X) for b in ("reference", "cpu")]
+    y = X[:, :7] ** 2 if cls is Transcoder else None
+    fits = [cls(C, backend=b, **FIFTY_STEPS, **params).fit(X, y) for b in ("reference", "cpu")]
     assert all(sae.n_steps_ == 50 for sae in fits)
     return fits
 
@@ -47,6 +57,9 @@ VARIANTS = {
         MatryoshkaSAE,
         {"top_k": 6, "dead_after": 60, "prefix_weights": [3, 1, 0, 2, 1]},
     ),
+    "crosscoder": (Crosscoder, {"top_k": 6, "n_layers": [10, 14], "dead_after": 60}),
+    "transcoder": (Transcoder, {"top_k": 6, "dead_after": 60}),
+    "skip": (Transcoder, {"top_k": 6, "skip": True}),
     "one prefix": (MatryoshkaSAE, {"top_k": 6, "prefixes": [1.0]}),
 }
 
