@@ -404,7 +404,14 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         dtype = self.net_.dtype if continued else dtype
         data = _batches(X, y, device, dtype, shared if X_valid is None else None)
         valid = None if X_valid is None else _batches(X_valid, y_valid, device, dtype, None)
-        del X, y, X_valid, y_valid, rows, split  # what is converted anew need not stay while training
+        del (
+            X,
+            y,
+            X_valid,
+            y_valid,
+            rows,
+            split,
+        )  # what is converted anew need not stay while training
         saved = save_state(self.net_) if continued else None
         try:
             with seeded(seed, device):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import SparseCodes
-from ._base import Dictionary, SAEModule, _dictionary_arguments, distance_cut
+from ._base import Dictionary, _dictionary_arguments, distance_cut
 from ._variants import TopKModule
 
 

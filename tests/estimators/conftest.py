@@ -1,6 +1,14 @@
 import pytest
 
-from sksae import BatchTopKSAE, Crosscoder, GatedSAE, JumpReLUSAE, MatryoshkaSAE, TopKSAE, VanillaSAE
+from sksae import (
+    BatchTopKSAE,
+    Crosscoder,
+    GatedSAE,
+    JumpReLUSAE,
+    MatryoshkaSAE,
+    TopKSAE,
+    VanillaSAE,
+)
 from sksae.datasets import make_activations
 
 VARIANTS = (VanillaSAE, TopKSAE, BatchTopKSAE, JumpReLUSAE, GatedSAE, MatryoshkaSAE, Crosscoder)
