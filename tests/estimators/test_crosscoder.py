@@ -1,5 +1,6 @@
 """What Crosscoder promises: concepts of one layer told from shared ones, in any units."""
 
+import itertools
 import pickle
 import re
 
@@ -189,8 +190,8 @@ def test_layers_of_a_tiny_model(tiny_llama, byte_tokenizer):
 
 @pytest.mark.real
 def test_neighbouring_layers_of_a_real_model_share_concepts(minilm_path):
-    texts = [f"The {a} {b} over the {c}." for a in "cat dog ship".split() for b in "ran flew".split()
-             for c in "sea bank hill moon".split()]  # fmt: skip
+    words = ("cat", "dog", "ship"), ("ran", "flew"), ("sea", "bank", "hill", "moon")
+    texts = ["The {} {} over the {}.".format(*chosen) for chosen in itertools.product(*words)]
     acts = Extractor(minilm_path, ["encoder.layer.3", "encoder.layer.4"], device="cpu")
     rows = acts.fit_transform(texts)
     held_out = rows.rows.groups % 4 == 0

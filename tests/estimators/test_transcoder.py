@@ -1,5 +1,6 @@
 """What Transcoder promises: y from the codes of X, in the units of y, and nothing else."""
 
+import itertools
 import pickle
 import re
 
@@ -47,7 +48,7 @@ def planted():
 def learnt(planted):
     X, y, *_ = planted
     params = {"nb_epochs": 20, "batch_size": 200, "random_state": 0}
-    return Transcoder(32, top_k=3, **params).fit(X[:5000], y[:5000])
+    return Transcoder(40, top_k=3, **params).fit(X[:5000], y[:5000])
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +114,7 @@ def test_history_is_that_of_the_target(pair):
 
 
 def test_skip_is_the_linear_part(planted):
-    X, _, _, _, codes = planted
+    X = planted[0]
     slope = np.random.default_rng(2).standard_normal((24, 16))
     y = X @ slope + 0.1 * np.maximum(X, 2).sum(axis=1, keepdims=True)
     linear = X @ slope - 1
@@ -122,8 +123,10 @@ def test_skip_is_the_linear_part(planted):
         Transcoder(32, top_k=2, skip=s, **params).fit(X[:5000], y[:5000]) for s in (True, False)
     )
     assert with_skip.score(X[5000:], y[5000:]) > 0.98 > without.score(X[5000:], y[5000:]) + 0.2
-    only = Transcoder(32, top_k=2, skip=True, lr=1e-12, **QUICK).fit(X[:5000], linear[:5000])
-    np.testing.assert_allclose(only.skip_components_, slope.T, atol=0.08)
+    start = Transcoder(32, top_k=2, skip=True, lr=1e-12, **QUICK).fit(X[:5000], linear[:5000])
+    codes = start.transform(X)
+    affine = start.predict(X) - codes @ start.components_  # the codes are random at the start
+    assert explained_variance(linear[5000:], affine[5000:]) > 0.99
 
 
 def test_the_units_of_both_sides_do_not_change_the_fit(pair):
@@ -145,13 +148,6 @@ def test_an_outlier_on_either_side_does_not_outweigh_the_others(planted):
     assert make(**params).fit(X, y).score(X[5:], y[5:]) > clean - 0.1
     spoilt = make(**params, outlier_ratio=None).fit(X, y)
     assert spoilt.score(X[5:], y[5:]) < clean - 0.3
-
-
-def test_dead_concepts_learn_from_what_is_left_of_the_target(pair):
-    X, y = pair
-    params = {"dead_after": 100, "nb_epochs": 15, "nb_concepts": 64, "lr": 2e-2}
-    fits = [make(auxk_coefficient=c, **params).fit(X, y) for c in (1 / 8, 0)]
-    assert fits[0].dead_fraction_ < fits[1].dead_fraction_ - 0.1
 
 
 # -- data -----------------------------------------------------------------------------------
@@ -351,8 +347,8 @@ def test_an_mlp_of_a_tiny_model(kind, request):
 
 @pytest.mark.real
 def test_an_mlp_of_a_real_model(minilm_path):
-    texts = [f"The {a} {b} over the {c}." for a in "cat dog ship".split() for b in "ran flew".split()
-             for c in "sea bank hill moon".split()]  # fmt: skip
+    words = ("cat", "dog", "ship"), ("ran", "flew"), ("sea", "bank", "hill", "moon")
+    texts = ["The {} {} over the {}.".format(*chosen) for chosen in itertools.product(*words)]
     layers = ["encoder.layer.2.attention", "encoder.layer.2.output.dense"]
     acts = Extractor(minilm_path, layers, device="cpu").fit_transform(texts)
     X, y = acts[:, :384], acts[:, 384:]

@@ -41,7 +41,9 @@ def take_step(module, optimizer):
     module.count_fired(codes.fired(values), N)
     totals = EpochTotals(module, torch.device("meta"))
     active = torch.count_nonzero(values)
-    totals.add({"target": u, "y_pred": u_hats[-1].detach(), "loss": loss.detach(), "n_active": active})
+    totals.add(
+        {"target": u, "y_pred": u_hats[-1].detach(), "loss": loss.detach(), "n_active": active}
+    )
 
 
 @pytest.mark.parametrize(
