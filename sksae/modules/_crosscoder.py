@@ -87,13 +87,14 @@ class CrosscoderModule(BatchTopKModule):
     def code_scale(self) -> Tensor:
         """What scaled codes are multiplied by, (nb_concepts,): how much longer rows get."""
         scaled = self.dictionary.get_dictionary()
-        tiny = torch.finfo(scaled.dtype).tiny
-        return (scaled * self.input_scale).norm(dim=1) / scaled.norm(dim=1).clamp(min=tiny)
+        tiny, largest = torch.finfo(scaled.dtype).tiny, self.input_scale.max()
+        longer = (scaled * (self.input_scale / largest)).norm(dim=1)  # its squares stay in range
+        return largest * (longer / scaled.norm(dim=1).clamp(min=tiny))
 
     def get_dictionary(self) -> Tensor:
         """Give the dictionary in input units, shape (nb_concepts, n_features)."""
         scaled = self.dictionary.get_dictionary()
-        return scaled * self.input_scale / self.code_scale[:, None]
+        return scaled * (self.input_scale / self.code_scale[:, None])
 
     def fold_normalization(self) -> SAEModule:
         """Refuse: codes are ranked in units that differ between layers."""
