@@ -31,9 +31,9 @@ class Transcoder(BaseSAE):
     with the affine term in brackets where ``skip=True`` [2]_. Input and output are centered
     and scaled each by its own statistics. There is no transpose of the dictionary to start
     the encoder at, for the two lie in different spaces: it starts in random directions.
-    (Directions that predict the output along each dictionary row, by least squares, did not
-    explain more of an MLP of all-MiniLM-L6-v2, and recovered fewer planted concepts.) The
-    skip starts as the ridge regression of y on x.
+    (Directions that predict the output along each dictionary row, by least squares, made little
+    difference: 0.770 and 0.769 of the variance of an MLP of all-MiniLM-L6-v2, one seed, and no
+    more planted concepts recovered.) The skip starts as the ridge regression of y on x.
 
     A good score does not say that the codes compute what the model computes: it compares
     outputs only.
