@@ -3,10 +3,12 @@
 from . import activations, attribution, datasets, interpretation, intervention, losses, metrics
 from .activations import ConceptPooler, Extractor, KeepRows, TransformerActivationExtractor
 from .estimators import (
+    ArchetypalSAE,
     BaseSAE,
     BatchTopKSAE,
     GatedSAE,
     JumpReLUSAE,
+    MatchingPursuitSAE,
     MatryoshkaSAE,
     TopKSAE,
     VanillaSAE,
@@ -17,6 +19,7 @@ from .interpretation import TopKInputs
 __version__ = "0.1.0"
 
 __all__ = [
+    "ArchetypalSAE",
     "BaseSAE",
     "BatchTopKSAE",
     "ConceptPooler",
@@ -24,6 +27,7 @@ __all__ = [
     "GatedSAE",
     "JumpReLUSAE",
     "KeepRows",
+    "MatchingPursuitSAE",
     "MatryoshkaSAE",
     "TopKInputs",
     "TopKSAE",

@@ -3,9 +3,27 @@
 import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from sksae import BatchTopKSAE, GatedSAE, JumpReLUSAE, MatryoshkaSAE, TopKSAE, VanillaSAE
+from sksae import (
+    ArchetypalSAE,
+    BatchTopKSAE,
+    GatedSAE,
+    JumpReLUSAE,
+    MatchingPursuitSAE,
+    MatryoshkaSAE,
+    TopKSAE,
+    VanillaSAE,
+)
 
-VARIANTS = (VanillaSAE, TopKSAE, BatchTopKSAE, JumpReLUSAE, GatedSAE, MatryoshkaSAE)
+VARIANTS = (
+    VanillaSAE,
+    TopKSAE,
+    BatchTopKSAE,
+    JumpReLUSAE,
+    GatedSAE,
+    MatryoshkaSAE,
+    MatchingPursuitSAE,
+    ArchetypalSAE,
+)
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")

@@ -191,6 +191,9 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
 
     _parameter_constraints: dict = parameters.SHARED_CONSTRAINTS
 
+    # Names of a variant's own parameters that a continued fit cannot change.
+    _structure: tuple[str, ...] = ()
+
     # Parameters that only some variants have.
     sparsity_warmup: float = 0
     k_anneal: float = 0
@@ -271,6 +274,10 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
     @abstractmethod
     def _module(self):
         """Give the module's class and its own parameters, as ``(class, dict)``."""
+
+    def _module_from_rows(self, data):
+        """Give parameters of the module that depend on the rows, as a dict; here none."""
+        return {}
 
     def _loss_terms(self):
         """Give ``[(coefficient, term), ...]`` to add to the criterion, see `SAELoss`."""

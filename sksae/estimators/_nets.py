@@ -95,6 +95,7 @@ def start_net(estimator, data: RowBatches, epochs: int | None, seed: int) -> SAE
     n_features = len(statistics.center)
     check_dictionary_params(estimator, n_features)
     module_class, own = estimator._module()
+    own = own | estimator._module_from_rows(data)
     structure = {name: getattr(estimator, name) for name in _STRUCTURE}
     structure["nb_concepts"] = int(estimator.nb_concepts)
     module = {"n_features": n_features} | structure | own
@@ -112,13 +113,15 @@ def start_net(estimator, data: RowBatches, epochs: int | None, seed: int) -> SAE
         name=type(estimator).__name__,
         seed=seed,
     ).initialize()
-    check_encoder_output(estimator, net.module_)
+    if estimator.encoder_module is not None:
+        check_encoder_output(estimator, net.module_)
     radius = statistics.radius(estimator.outlier_ratio)
     center = statistics.center.to(data.device, data.dtype)
     net.module_.set_units(center, statistics.scale(radius), radius)
     net.criterion_.to(data.dtype)
     # Beside the net, whose modules are pickled apart from the parameters.
-    estimator._fitted_with = {name: getattr(estimator, name) for name in (*_FIXED, "criterion")}
+    names = (*_FIXED, *estimator._structure, "criterion")
+    estimator._fitted_with = {name: getattr(estimator, name) for name in names}
     return net
 
 
@@ -166,7 +169,7 @@ def _set_own(module, name: str, value) -> None:
 
 def _check_structure(estimator) -> None:
     owner = type(estimator).__name__
-    for name in _FIXED:
+    for name in (*_FIXED, *estimator._structure):
         now, fitted = getattr(estimator, name), estimator._fitted_with[name]
         if not _same(now, fitted):
             raise ValueError(

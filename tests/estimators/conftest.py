@@ -1,9 +1,27 @@
 import pytest
 
-from sksae import BatchTopKSAE, GatedSAE, JumpReLUSAE, MatryoshkaSAE, TopKSAE, VanillaSAE
+from sksae import (
+    ArchetypalSAE,
+    BatchTopKSAE,
+    GatedSAE,
+    JumpReLUSAE,
+    MatchingPursuitSAE,
+    MatryoshkaSAE,
+    TopKSAE,
+    VanillaSAE,
+)
 from sksae.datasets import make_activations
 
-VARIANTS = (VanillaSAE, TopKSAE, BatchTopKSAE, JumpReLUSAE, GatedSAE, MatryoshkaSAE)
+VARIANTS = (
+    VanillaSAE,
+    TopKSAE,
+    BatchTopKSAE,
+    JumpReLUSAE,
+    GatedSAE,
+    MatryoshkaSAE,
+    MatchingPursuitSAE,
+    ArchetypalSAE,
+)
 
 
 @pytest.fixture(params=VARIANTS, ids=lambda c: c.__name__)

@@ -5,7 +5,15 @@ import pytest
 import torch
 from skorch.callbacks import GradientNormClipping
 
-from sksae import BatchTopKSAE, GatedSAE, JumpReLUSAE, MatryoshkaSAE, TopKSAE, VanillaSAE
+from sksae import (
+    ArchetypalSAE,
+    BatchTopKSAE,
+    GatedSAE,
+    JumpReLUSAE,
+    MatryoshkaSAE,
+    TopKSAE,
+    VanillaSAE,
+)
 from sksae.datasets import make_activations
 from sksae.kernels import _cpu, _cuda, _ops
 from sksae.losses import SAELossClasses
@@ -47,6 +55,7 @@ VARIANTS = {
         MatryoshkaSAE,
         {"top_k": 6, "dead_after": 60, "prefix_weights": [3, 1, 0, 2, 1]},
     ),
+    "archetypal": (ArchetypalSAE, {"top_k": 6, "dead_after": 60}),
     "one prefix": (MatryoshkaSAE, {"top_k": 6, "prefixes": [1.0]}),
 }
 
