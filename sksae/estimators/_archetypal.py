@@ -145,10 +145,12 @@ class ArchetypalSAE(TopKSAE):
         return ArchetypalModule, {"top_k": self.top_k, "delta": float(self.delta)}
 
     def _module_from_rows(self, data):
-        if not isinstance(self.points, str):
-            return {"points": given_candidates(self.points, data, type(self).__name__)}
-        n_points = int(self.n_points or _POINTS_PER_CONCEPT * self.nb_concepts)
-        return {"points": find_candidates(data, n_points, self.points)}
+        if isinstance(self.points, str):
+            n_points = int(self.n_points or _POINTS_PER_CONCEPT * self.nb_concepts)
+            points = find_candidates(data, n_points, self.points)
+        else:
+            points = given_candidates(self.points, data, type(self).__name__)
+        return {"points": points.cpu()}  # modules are built there
 
     @property
     def points_(self):

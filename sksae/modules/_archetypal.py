@@ -42,7 +42,7 @@ class ArchetypalDictionary(overcomplete_sae.RelaxedArchetypalDictionary):
     Parameters
     ----------
     points : Tensor of shape (n_points, n_features)
-        The candidates; rows of unit norm.
+        The candidates; rows of unit norm, on the CPU.
     nb_concepts : int
         Number of rows.
     delta : float
@@ -57,7 +57,8 @@ class ArchetypalDictionary(overcomplete_sae.RelaxedArchetypalDictionary):
         super().__init__(points.shape[1], nb_concepts, points, delta, use_multiplier=False)
         del self.W, self.multiplier
         self.logits = nn.Parameter(_first_logits(nb_concepts, len(points)))
-        self.register_buffer("fused", self.rows(), persistent=False)
+        self.to(points.dtype)
+        self.register_buffer("fused", self.rows().detach(), persistent=False)
 
     def weights(self) -> Tensor:
         """Give the weights of the candidates in each archetype, shape (nb_concepts, n_points)."""
