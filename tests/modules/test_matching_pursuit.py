@@ -151,4 +151,7 @@ def test_folded_units_give_the_same_codes(module, u):
 
 
 def test_there_is_no_idle_encoder(module):
-    assert {name for name, _ in module.named_parameters()} == {"decoder_bias", "dictionary._weights"}
+    assert {name for name, _ in module.named_parameters()} == {
+        "decoder_bias",
+        "dictionary._weights",
+    }
