@@ -50,6 +50,8 @@ def find_candidates(data: RowBatches, n_points: int, method: str) -> Tensor:
 
 def directions(offsets: Tensor) -> Tensor:
     """Give the unit vectors along offsets (n, n_features), without those that are next to 0."""
+    if len(offsets):  # so that no square overflows, or vanishes
+        offsets = offsets / offsets.abs().max().clamp(min=torch.finfo(offsets.dtype).tiny)
     norms = offsets.norm(dim=1)
     apart = (norms > _AT_CENTER * norms.mean()) & (norms > 0)
     return normalize(offsets[apart], dim=1)

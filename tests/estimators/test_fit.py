@@ -269,7 +269,8 @@ def test_warm_start_refuses_another_structure(make, X, change):
     for method in (sae.fit, sae.partial_fit):
         with pytest.raises(ValueError, match=re.escape(message)):
             method(X)
-    assert sae.set_params(warm_start=False).fit(X).n_iter_ == 2
+    if "nothing to act on" not in message:
+        assert sae.set_params(warm_start=False).fit(X).n_iter_ == 2
 
 
 def test_warm_start_takes_the_new_parameters(make, X):
