@@ -3,11 +3,13 @@
 from . import activations, attribution, datasets, interpretation, intervention, losses, metrics
 from .activations import ConceptPooler, Extractor, KeepRows, TransformerActivationExtractor
 from .estimators import (
+    ArchetypalSAE,
     BaseSAE,
     BatchTopKSAE,
     Crosscoder,
     GatedSAE,
     JumpReLUSAE,
+    MatchingPursuitSAE,
     MatryoshkaSAE,
     TopKSAE,
     Transcoder,
@@ -19,6 +21,7 @@ from .interpretation import TopKInputs
 __version__ = "0.1.0"
 
 __all__ = [
+    "ArchetypalSAE",
     "BaseSAE",
     "BatchTopKSAE",
     "ConceptPooler",
@@ -27,6 +30,7 @@ __all__ = [
     "GatedSAE",
     "JumpReLUSAE",
     "KeepRows",
+    "MatchingPursuitSAE",
     "MatryoshkaSAE",
     "TopKInputs",
     "TopKSAE",

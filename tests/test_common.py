@@ -4,10 +4,12 @@ import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sksae import (
+    ArchetypalSAE,
     BatchTopKSAE,
     Crosscoder,
     GatedSAE,
     JumpReLUSAE,
+    MatchingPursuitSAE,
     MatryoshkaSAE,
     TopKSAE,
     Transcoder,
@@ -23,6 +25,8 @@ VARIANTS = (
     MatryoshkaSAE,
     Crosscoder,
     Transcoder,
+    MatchingPursuitSAE,
+    ArchetypalSAE,
 )
 
 

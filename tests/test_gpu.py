@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from sksae import BatchTopKSAE, Extractor, GatedSAE, JumpReLUSAE, MatryoshkaSAE, TopKSAE, VanillaSAE
+from sksae import (
+    ArchetypalSAE,
+    BatchTopKSAE,
+    Extractor,
+    GatedSAE,
+    JumpReLUSAE,
+    MatchingPursuitSAE,
+    MatryoshkaSAE,
+    TopKSAE,
+    VanillaSAE,
+)
 from sksae.datasets import make_activations
 from sksae.intervention import spliced_loss
 from sksae.kernels import _cuda, _gathers
@@ -23,7 +33,16 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 
-VARIANTS = [VanillaSAE, TopKSAE, BatchTopKSAE, JumpReLUSAE, GatedSAE, MatryoshkaSAE]
+VARIANTS = [
+    VanillaSAE,
+    TopKSAE,
+    BatchTopKSAE,
+    JumpReLUSAE,
+    GatedSAE,
+    MatryoshkaSAE,
+    MatchingPursuitSAE,
+    ArchetypalSAE,
+]
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ HEAVY = tuple("transformers overcomplete matplotlib timm cv2 torchvision openai 
 def test_public_names():
     expected = """BaseSAE VanillaSAE TopKSAE BatchTopKSAE JumpReLUSAE GatedSAE MatryoshkaSAE
     Transcoder Crosscoder
+    MatchingPursuitSAE ArchetypalSAE
     TransformerActivationExtractor Extractor TopKInputs ConceptPooler KeepRows losses
     metrics datasets interpretation intervention attribution"""
     assert set(expected.split()) <= set(sksae.__all__)

@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from sksae import BatchTopKSAE, GatedSAE, JumpReLUSAE, MatryoshkaSAE, TopKSAE, VanillaSAE
+from sksae import (
+    ArchetypalSAE,
+    BatchTopKSAE,
+    GatedSAE,
+    JumpReLUSAE,
+    MatchingPursuitSAE,
+    MatryoshkaSAE,
+    TopKSAE,
+    VanillaSAE,
+)
 from sksae.datasets import make_activations
 
 TRAINING = {"nb_epochs": 25, "batch_size": 256, "random_state": 0}
@@ -31,6 +40,8 @@ def cosines(dictionary, components):
         JumpReLUSAE(64, target_l0=3, **TRAINING),
         GatedSAE(64, target_l0=3, **TRAINING),
         MatryoshkaSAE(64, top_k=3, prefixes=[0.5, 1.0], **TRAINING),
+        MatchingPursuitSAE(64, top_k=3, **TRAINING),
+        ArchetypalSAE(64, top_k=3, **TRAINING),
     ],
     ids=lambda sae: f"{type(sae).__name__}-{sae.target_l0}",
 )

@@ -278,6 +278,10 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
     def _module(self):
         """Give the module's class and its own parameters, as ``(class, dict)``."""
 
+    def _module_from_rows(self, data):
+        """Give parameters of the module that depend on the rows, as a dict; here none."""
+        return {}
+
     def _loss_terms(self):
         """Give ``[(coefficient, term), ...]`` to add to the criterion, see `SAELoss`."""
         return []

@@ -93,6 +93,7 @@ def start_net(estimator, data: RowBatches, epochs: int | None, seed: int) -> SAE
     length = _length(estimator, data, epochs)
     check_dictionary_params(estimator, data.n_outputs)
     module_class, own = estimator._module()
+    own = own | estimator._module_from_rows(data)
     structure = {name: getattr(estimator, name) for name in _STRUCTURE}
     structure["nb_concepts"] = int(estimator.nb_concepts)
     module = {"n_features": data.shape[1]} | structure | own
@@ -110,7 +111,8 @@ def start_net(estimator, data: RowBatches, epochs: int | None, seed: int) -> SAE
         name=type(estimator).__name__,
         seed=seed,
     ).initialize()
-    check_encoder_output(estimator, net.module_)
+    if estimator.encoder_module is not None:
+        check_encoder_output(estimator, net.module_)
     estimator._set_units(net.module_, data)
     net.criterion_.to(data.dtype)
     # Beside the net, whose modules are pickled apart from the parameters.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
@@ -88,6 +89,18 @@ def check_top_k(estimator) -> None:
         raise ValueError(
             f"top_k={estimator.top_k} exceeds nb_concepts={estimator.nb_concepts} in "
             f"{type(estimator).__name__}. Lower top_k or raise nb_concepts."
+        )
+
+
+def refuse_parameter(estimator, name: str, why: str) -> None:
+    """Refuse a shared parameter that has nothing to act on, unless it is at its default."""
+    default = inspect.signature(type(estimator)).parameters[name].default
+    value = getattr(estimator, name)
+    if value is not default and (type(value) is not type(default) or value != default):
+        owner = type(estimator).__name__
+        raise ValueError(
+            f"{name}={value!r} has nothing to act on in {owner}: {why}. Leave {name} at its "
+            f"default, {default!r}."
         )
 
 

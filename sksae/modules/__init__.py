@@ -1,9 +1,11 @@
 """Torch modules of the sparse autoencoders: overcomplete's classes, mended and completed."""
 
+from ._archetypal import ArchetypalDictionary, ArchetypalModule
 from ._base import VECTOR_ENCODERS, Dictionary, SAEModule
 from ._crosscoder import CrosscoderModule
 from ._gated import GatedModule
 from ._jumprelu import KERNELS, jump_relu, step
+from ._matching_pursuit import MatchingPursuitModule
 from ._matryoshka import MatryoshkaModule
 from ._overcomplete import load_overcomplete_sae
 from ._transcoder import TranscoderModule
@@ -12,11 +14,14 @@ from ._variants import BatchTopKModule, JumpReLUModule, TopKModule, VanillaModul
 __all__ = [
     "KERNELS",
     "VECTOR_ENCODERS",
+    "ArchetypalDictionary",
+    "ArchetypalModule",
     "BatchTopKModule",
     "CrosscoderModule",
     "Dictionary",
     "GatedModule",
     "JumpReLUModule",
+    "MatchingPursuitModule",
     "MatryoshkaModule",
     "SAEModule",
     "TopKModule",

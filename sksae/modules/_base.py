@@ -284,20 +284,24 @@ class SAEModule:
         Biases and thresholds of the copy are in input units. An encoder of the caller's
         need not be homogeneous, so its scale cannot be folded.
         """
-        if not self.has_linear_encoder:
-            raise ValueError(
-                "fold_normalization needs the linear encoder (encoder_module=None); the input "
-                "scale of another encoder cannot be folded into its weights. Keep the module "
-                "as it is: encode and decode already take and give input units."
-            )
         folded = copy.deepcopy(self)
-        folded.linear_encoder.bias.mul_(self.input_scale)
+        folded.scale_encoder(self.input_scale)
         folded.decoder_bias.mul_(self.input_scale)
         folded.center.mul_(self.input_scale)
         folded.max_distance.mul_(self.input_scale)
         folded.input_scale.fill_(1)
         folded.scale_thresholds(self.input_scale)
         return folded
+
+    def scale_encoder(self, factor: Tensor) -> None:
+        """Multiply the encoder's codes of ``factor * c`` by a factor against those of ``c``."""
+        if not self.has_linear_encoder:
+            raise ValueError(
+                "fold_normalization needs the linear encoder (encoder_module=None); the input "
+                "scale of another encoder cannot be folded into its weights. Keep the module "
+                "as it is: encode and decode already take and give input units."
+            )
+        self.linear_encoder.bias.mul_(factor)
 
     def scale_thresholds(self, factor: Tensor) -> None:
         """Multiply what is compared with codes by a factor; here nothing is."""

@@ -1,17 +1,27 @@
 import pytest
 
 from sksae import (
+    ArchetypalSAE,
     BatchTopKSAE,
-    Crosscoder,
     GatedSAE,
     JumpReLUSAE,
+    MatchingPursuitSAE,
     MatryoshkaSAE,
     TopKSAE,
     VanillaSAE,
 )
 from sksae.datasets import make_activations
 
-VARIANTS = (VanillaSAE, TopKSAE, BatchTopKSAE, JumpReLUSAE, GatedSAE, MatryoshkaSAE, Crosscoder)
+VARIANTS = (
+    VanillaSAE,
+    TopKSAE,
+    BatchTopKSAE,
+    JumpReLUSAE,
+    GatedSAE,
+    MatryoshkaSAE,
+    MatchingPursuitSAE,
+    ArchetypalSAE,
+)
 
 
 @pytest.fixture(params=VARIANTS, ids=lambda c: c.__name__)

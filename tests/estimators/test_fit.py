@@ -15,7 +15,7 @@ from scipy import sparse
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, KFold
 
-from sksae import TopKSAE, VanillaSAE
+from sksae import MatchingPursuitSAE, TopKSAE, VanillaSAE
 from sksae.losses import dead_neurons_reanimation
 from sksae.metrics import explained_variance
 from sksae.modules import load_overcomplete_sae
@@ -264,10 +264,13 @@ def test_warm_start_refuses_another_structure(make, X, change):
         f"{name}={value!r}, but this {type(sae).__name__} was fitted with {before[name]!r}. Set "
         "warm_start=False and call fit to start anew."
     )
+    if name == "encoder_module" and type(sae) is MatchingPursuitSAE:
+        message = "encoder_module='linear' has nothing to act on in MatchingPursuitSAE"
     for method in (sae.fit, sae.partial_fit):
         with pytest.raises(ValueError, match=re.escape(message)):
             method(X)
-    assert sae.set_params(warm_start=False).fit(X).n_iter_ == 2
+    if "nothing to act on" not in message:
+        assert sae.set_params(warm_start=False).fit(X).n_iter_ == 2
 
 
 def test_warm_start_takes_the_new_parameters(make, X):
@@ -384,7 +387,7 @@ def test_a_failed_fit_leaves_no_half_fitted_estimator(make, X):
 def test_a_refused_fit_leaves_the_last_one_as_it_was(make, X):
     sae = make().fit(X)
     codes = codes_of(sae, X)
-    with pytest.raises(ValueError, match="takes the keys initializer"):
+    with pytest.raises(ValueError, match="takes the keys initializer|has nothing to act on"):
         sae.set_params(dictionary_params={"bogus": 1}).fit(X[:, :8])
     assert sae.n_features_in_ == 12
     np.testing.assert_array_equal(codes_of(sae, X), codes)

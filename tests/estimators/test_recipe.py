@@ -11,13 +11,25 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV
 from skorch.callbacks import Callback
 
-from sksae import BatchTopKSAE, GatedSAE, JumpReLUSAE, MatryoshkaSAE, TopKSAE, VanillaSAE, fit_many
+from sksae import (
+    ArchetypalSAE,
+    BatchTopKSAE,
+    GatedSAE,
+    JumpReLUSAE,
+    MatchingPursuitSAE,
+    MatryoshkaSAE,
+    TopKSAE,
+    VanillaSAE,
+    fit_many,
+)
 from sksae.datasets import make_activations
 from sksae.metrics import l0
 from sksae.training import ResampleDead
 
 PENALISED = [VanillaSAE, JumpReLUSAE, GatedSAE]
 VARIANTS = [VanillaSAE, TopKSAE, BatchTopKSAE, JumpReLUSAE, GatedSAE, MatryoshkaSAE]
+# MatchingPursuitSAE has no encoder, and ArchetypalSAE no dictionary weights, to look at.
+ALL = [*VARIANTS, MatchingPursuitSAE, ArchetypalSAE]
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +90,7 @@ def half_dead(cls, **params):
     return cls(64, **{**loop, **own, **params})
 
 
-@pytest.mark.parametrize("cls", VARIANTS)
+@pytest.mark.parametrize("cls", [*VARIANTS, ArchetypalSAE])
 def test_auxk_revives_dead_concepts(cls, rows):
     without, with_auxk = (
         half_dead(cls, auxk_coefficient=weight).fit(rows).dead_fraction_ for weight in (0, 1 / 32)
@@ -222,7 +234,7 @@ class SeesK(Callback):
         self.seen.append(net.module_.train().k())
 
 
-@pytest.mark.parametrize("cls", [TopKSAE, BatchTopKSAE, MatryoshkaSAE])
+@pytest.mark.parametrize("cls", [TopKSAE, BatchTopKSAE, MatryoshkaSAE, ArchetypalSAE])
 def test_k_falls_to_top_k(cls, rows):
     sae = cls(64, top_k=4, k_anneal=6, nb_epochs=1, batch_size=600, random_state=0)
     sae.set_params(callbacks=[("k", SeesK())]).fit(rows)
@@ -272,7 +284,7 @@ def test_batch_normalisation_and_a_last_batch_of_one_row(rows):
 # -- units ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cls", VARIANTS)
+@pytest.mark.parametrize("cls", ALL)
 def test_fold_normalization_keeps_codes_and_reconstructions(cls, rows):
     sae = cls(40, nb_epochs=2, random_state=0).fit(7 * rows + 3)
     x = torch.from_numpy(7 * rows[:50] + 3)
@@ -295,7 +307,7 @@ def test_fold_normalization_needs_the_linear_encoder(rows):
         sae.module_.fold_normalization()
 
 
-@pytest.mark.parametrize("cls", VARIANTS)
+@pytest.mark.parametrize("cls", ALL)
 def test_a_state_dict_carries_everything_that_encoding_needs(cls, rows):
     sae = cls(40, nb_epochs=2, random_state=0).fit(rows)
     other = cls(40, nb_epochs=1, random_state=1).fit(3 * rows[:500] + 1)
@@ -304,7 +316,7 @@ def test_a_state_dict_carries_everything_that_encoding_needs(cls, rows):
     np.testing.assert_array_equal(codes.toarray(), expected.toarray())
 
 
-@pytest.mark.parametrize("cls", VARIANTS)
+@pytest.mark.parametrize("cls", ALL)
 def test_rows_of_extreme_norm_do_not_spoil_the_rest(cls, rows):
     params = {"nb_epochs": 10, "batch_size": 256, "random_state": 0}
     clean = cls(64, **params).fit(rows).score(rows)
@@ -340,7 +352,7 @@ class Spoil(Callback):
                     net.module_.b_mag += 5
 
 
-@pytest.mark.parametrize("cls", VARIANTS)
+@pytest.mark.parametrize("cls", [*VARIANTS, ArchetypalSAE])
 def test_early_stopping_restores_the_best_epoch(cls, rows):
     sae = cls(48, early_stopping=2, nb_epochs=30, batch_size=256, lr=1e-3, random_state=0)
     sae.set_params(callbacks=[Spoil()], validation_fraction=0.2, encoder_init_norm=1.0).fit(rows)
@@ -412,6 +424,8 @@ def several():
         JumpReLUSAE(24, nb_epochs=1, validation_fraction=0.2, random_state=2),
         GatedSAE(24, nb_epochs=2, random_state=0),
         MatryoshkaSAE(32, top_k=4, nb_epochs=2, random_state=0),
+        MatchingPursuitSAE(24, top_k=3, nb_epochs=2, random_state=0),
+        ArchetypalSAE(24, top_k=3, nb_epochs=2, random_state=0),
         TopKSAE(24, top_k=3, nb_epochs=2, encoder_module="mlp_ln_1", random_state=0),
     ]
 

@@ -19,12 +19,30 @@ from skorch.callbacks import (
 )
 from skorch.exceptions import DeviceWarning
 
-from sksae import BatchTopKSAE, GatedSAE, JumpReLUSAE, MatryoshkaSAE, TopKSAE, VanillaSAE
+from sksae import (
+    ArchetypalSAE,
+    BatchTopKSAE,
+    GatedSAE,
+    JumpReLUSAE,
+    MatchingPursuitSAE,
+    MatryoshkaSAE,
+    TopKSAE,
+    VanillaSAE,
+)
 from sksae.datasets import make_activations
 from sksae.training import BatchIterator, RowBatches
 from sksae.training._data import InputStatistics, geometric_median, mean_and_variance
 
-VARIANTS = [VanillaSAE, TopKSAE, BatchTopKSAE, JumpReLUSAE, GatedSAE, MatryoshkaSAE]
+VARIANTS = [
+    VanillaSAE,
+    TopKSAE,
+    BatchTopKSAE,
+    JumpReLUSAE,
+    GatedSAE,
+    MatryoshkaSAE,
+    MatchingPursuitSAE,
+    ArchetypalSAE,
+]
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +128,7 @@ def test_module_starts_at_the_center_and_the_scale(X):
 
 
 @pytest.mark.parametrize("factor", [1e-3, 1e3])
-@pytest.mark.parametrize(
-    "cls", [VanillaSAE, TopKSAE, BatchTopKSAE, JumpReLUSAE, GatedSAE, MatryoshkaSAE]
-)
+@pytest.mark.parametrize("cls", VARIANTS)
 def test_the_units_of_the_input_do_not_change_the_fit(X, cls, factor):
     params = {"nb_epochs": 3, "batch_size": 100, "random_state": 0}
     params |= {"top_k": 3} if "top_k" in cls().get_params() else {}
@@ -395,9 +411,7 @@ def test_a_criterion_of_other_arguments(X, criterion):
 
 
 @pytest.mark.parametrize("use_amp", [True, "bf16", "fp16"])
-@pytest.mark.parametrize(
-    "cls", [VanillaSAE, TopKSAE, BatchTopKSAE, JumpReLUSAE, GatedSAE, MatryoshkaSAE]
-)
+@pytest.mark.parametrize("cls", VARIANTS)
 def test_half_precision_stays_near_full_precision(X, cls, use_amp):
     params = {"nb_epochs": 5, "batch_size": 100, "random_state": 0, "lr": 2e-3}
     params |= {"top_k": 3} if "top_k" in cls().get_params() else {}

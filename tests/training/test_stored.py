@@ -6,6 +6,7 @@ import torch
 from skorch.callbacks import GradientNormClipping
 
 from sksae import (
+    ArchetypalSAE,
     BatchTopKSAE,
     Crosscoder,
     GatedSAE,
@@ -60,6 +61,7 @@ VARIANTS = {
     "crosscoder": (Crosscoder, {"top_k": 6, "n_layers": [10, 14], "dead_after": 60}),
     "transcoder": (Transcoder, {"top_k": 6, "dead_after": 60}),
     "skip": (Transcoder, {"top_k": 6, "skip": True}),
+    "archetypal": (ArchetypalSAE, {"top_k": 6, "dead_after": 60}),
     "one prefix": (MatryoshkaSAE, {"top_k": 6, "prefixes": [1.0]}),
 }
 
