@@ -17,16 +17,16 @@ from torch import Tensor
 
 from . import _ops
 from ._codes import SparseCodes
+from ._screen import Workspace
 
 Select = Callable[[Tensor], tuple[SparseCodes, Tensor]]
 
 
 class _Encode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, u, center, weight, bias, select, buffer):
+    def forward(ctx, u, center, weight, bias, select, workspace):
         c = u - center
-        b, x, w = (t.to(buffer.dtype) for t in (bias, c, weight))
-        codes, values = select(torch.addmm(b, x, w.T, out=buffer))
+        codes, values = select(workspace.pre_codes(c, weight, bias))
         ctx.save_for_backward(c, weight)
         ctx.codes = codes
         return values.to(c.dtype), codes
@@ -61,8 +61,27 @@ class _Decode(torch.autograd.Function):
         return _ops.products(ctx.codes, g, dictionary), on_dictionary, g.sum(dim=0), None
 
 
+class _Reconstruct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values, dictionary, bias, codes, target):
+        x_hat, error, slopes = _ops.reconstruct(codes, values, dictionary, bias, target)
+        ctx.save_for_backward(values, dictionary, error, slopes)
+        ctx.codes = codes
+        ctx.mark_non_differentiable(x_hat)
+        return x_hat, error.square().mean()
+
+    @staticmethod
+    def backward(ctx, _x_hat, g):
+        values, dictionary, error, slopes = ctx.saved_tensors
+        factor = 2 * g / error.numel()
+        starts, rows, order = ctx.codes.by_concept
+        on_dictionary = _ops.sum_rows(starts, rows, (values * factor)[order], error)
+        _ops.remove_parallel_(on_dictionary, dictionary)
+        return slopes * factor, on_dictionary, error.sum(dim=0) * factor, None, None
+
+
 def encode(
-    u: Tensor, center: Tensor, weight: Tensor, bias: Tensor, select: Select, buffer: Tensor
+    u: Tensor, center: Tensor, weight: Tensor, bias: Tensor, select: Select, workspace: Workspace
 ) -> tuple[Tensor, SparseCodes]:
     """Encode rows with a linear encoder; keep what a function selects.
 
@@ -76,9 +95,8 @@ def encode(
         Of the encoder.
     select : callable
         From pre-codes (n, m) to ``(codes, values)``, such as `top_k`.
-    buffer : Tensor of shape (n, m)
-        Overwritten by the pre-codes. Its precision is that of the product; all else is
-        computed in that of ``u``.
+    workspace : Workspace
+        Where pre-codes are computed, in its precision; all else is computed in that of ``u``.
 
     Returns
     -------
@@ -87,7 +105,7 @@ def encode(
     codes : SparseCodes
         Where they are.
     """
-    return _Encode.apply(u, center, weight, bias, select, buffer)
+    return _Encode.apply(u, center, weight, bias, select, workspace)
 
 
 def decode(codes: SparseCodes, values: Tensor, dictionary: Tensor, bias: Tensor) -> Tensor:
@@ -106,3 +124,28 @@ def decode(codes: SparseCodes, values: Tensor, dictionary: Tensor, bias: Tensor)
     Tensor of shape (n, d)
     """
     return _Decode.apply(values, dictionary, bias, codes)
+
+
+def reconstruct(
+    codes: SparseCodes, values: Tensor, dictionary: Tensor, bias: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Decode stored codes and give the mean squared error, with one pass for both.
+
+    Parameters
+    ----------
+    codes : SparseCodes
+    values : Tensor of shape (n_stored,)
+    dictionary : Tensor of shape (m, d)
+        As in `decode`.
+    bias : Tensor of shape (d,)
+    target : Tensor of shape (n, d)
+        Gets no gradient.
+
+    Returns
+    -------
+    x_hat : Tensor of shape (n, d)
+        What `decode` gives, without gradients.
+    error : Tensor
+        ``mean((x_hat - target)^2)``, one number, with gradients.
+    """
+    return _Reconstruct.apply(values, dictionary, bias, codes, target)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..kernels import SparseCodes, decode, encode, unit_rows_
+from ..kernels import SparseCodes, Workspace, encode, reconstruct, scale_rows, unit_rows_
 from ._overcomplete import overcomplete_sae
 
 # overcomplete's registered encoders that take vectors; the others take images or sequences.
@@ -146,18 +146,18 @@ class SAEModule:
         self.center.copy_(self.decoder_bias)
 
     @torch.no_grad()
+    def scale_rows(self, x: Tensor) -> Tensor:
+        """Give rows in scaled units, those beyond the radius as `pull_in` gives them."""
+        return scale_rows(x, self.input_scale, self.center, self.max_distance)
+
+    @torch.no_grad()
     def pull_in(self, u: Tensor) -> Tensor:
         """Move scaled rows beyond the radius towards the center of the data, onto the radius.
 
         The linear encoder gives what lies farther in the same direction larger codes in
         proportion, so that a row need not be seen at its length.
         """
-        centered = u - self.center
-        distance = centered.norm(dim=1, keepdim=True)
-        if u.device.type == "cpu" and not (distance > self.max_distance).any():
-            return u
-        nearer = self.center + centered * (self.max_distance / distance)
-        return torch.where(distance > self.max_distance, nearer, u)
+        return scale_rows(u, torch.ones_like(self.input_scale), self.center, self.max_distance)
 
     def sparsify(self, pre_codes: Tensor, relu_codes: Tensor) -> Tensor:
         """Choose the active codes, shape (n, nb_concepts); here all of the encoder's."""
@@ -210,10 +210,10 @@ class SAEModule:
         return self.select_stored(pre_codes)
 
     @torch.no_grad()
-    def encode_sparse(self, x: Tensor, buffer: Tensor) -> tuple[SparseCodes, Tensor]:
-        """Give the active codes in input units; see `forward_sparse` for ``buffer``."""
-        linear, center = self.linear_encoder, self.decoder_bias
-        pre = torch.addmm(linear.bias, x / self.input_scale - center, linear.weight.T, out=buffer)
+    def encode_sparse(self, x: Tensor, workspace: Workspace) -> tuple[SparseCodes, Tensor]:
+        """Give the active codes in input units, with memory for pre-codes."""
+        linear, c = self.linear_encoder, x / self.input_scale - self.decoder_bias
+        pre = workspace.pre_codes(c, linear.weight, linear.bias)
         codes, values = self.select_active(pre)
         return codes, values * self.input_scale
 
@@ -222,27 +222,35 @@ class SAEModule:
         return pre_codes
 
     def forward_sparse(
-        self, u: Tensor, buffer: Tensor, check: Callable[[int, int], None]
-    ) -> tuple[SparseCodes, Tensor, Tensor, tuple[Tensor, ...]]:
-        """Give ``(codes, stored pre-codes, stored values, u_hats)`` of scaled input in training.
+        self, u: Tensor, workspace: Workspace, check: Callable[[int, int], None]
+    ) -> tuple[SparseCodes, Tensor, Tensor, tuple[Tensor, ...], Tensor]:
+        """Give ``(codes, stored pre-codes, stored values, u_hats, error)`` in training.
 
-        ``u_hats`` are those of `decode_stored`.
+        ``u`` is scaled input; ``u_hats`` and ``error`` are those of `reconstruct_stored`.
 
-        ``buffer``, shape (n, nb_concepts), is overwritten by the pre-codes. ``check`` is called
-        with the number of stored codes and of all, and may raise.
+        Pre-codes are computed in the ``workspace``. ``check`` is called with the number of
+        stored codes and of all, and may raise.
         """
         linear, bias = self.linear_encoder, self.decoder_bias
-        pre_codes, codes = encode(u, bias, linear.weight, linear.bias, self.select_stored, buffer)
-        check(len(pre_codes), buffer.numel())
+        pre_codes, codes = encode(
+            u, bias, linear.weight, linear.bias, self.select_stored, workspace
+        )
+        check(len(pre_codes), len(u) * codes.n_concepts)
         values = self.codes_of_stored(codes, pre_codes)
-        return codes, pre_codes, values, self.decode_stored(codes, values)
+        return codes, pre_codes, values, *self.reconstruct_stored(codes, values, u)
 
-    def decode_stored(self, codes: SparseCodes, values: Tensor) -> tuple[Tensor, ...]:
-        """Give the reconstructions of stored codes that the loss needs, in scaled units.
+    def reconstruct_stored(
+        self, codes: SparseCodes, values: Tensor, u: Tensor
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Give the reconstructions of stored codes that the loss needs, and the squared error.
 
-        Each has shape (n, n_features). The last one is by all concepts; here it is the only one.
+        Each has shape (n, n_features), in scaled units. The last one is by all concepts, and
+        need have no gradient: ``error``, the mean square of its difference from ``u``, has one.
+        Here it is the only one.
         """
-        return (decode(codes, values, self.dictionary._weights, self.decoder_bias),)
+        weights, bias = self.dictionary._weights, self.decoder_bias
+        u_hat, error = reconstruct(codes, values, weights, bias, u)
+        return (u_hat,), error
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Give ``(pre_codes, codes)`` in input units."""

@@ -169,12 +169,13 @@ class SAENet(NeuralNet):
         if not self.initialized_:
             self.initialize()
         self.stored_steps_ = StoredSteps(self)
+        self._sum_squares = {}  # of the rows of each pass, which come again in each epoch
         self.notify("on_train_begin", X=X, y=None)
         try:
             with contextlib.suppress(_StopTraining):
                 yield from self._epochs(*self.get_split_datasets(X))
         finally:
-            self.stored_steps_.buffer = None
+            self.stored_steps_.workspace = None
             self.notify("on_train_end", X=X, y=None)
 
     def _epochs(self, train, valid):
@@ -206,7 +207,7 @@ class SAENet(NeuralNet):
             self.history.record(f"{prefix}_loss", float("nan"))
             self.history.record(f"{prefix}_loss_best", False)
             return
-        totals = EpochTotals(self.module_, self._device())
+        totals = EpochTotals(self.module_, self._device(), self._sum_squares.get(prefix))
         self._set_training(training)
         self._nan_fallbacks, self._full_precision = 0, False
         hooked = self._overridden_by_callbacks("on_batch_begin", "on_batch_end")
@@ -243,6 +244,7 @@ class SAENet(NeuralNet):
     def _record_epoch(self, totals, prefix, training):
         """Write the epoch keys; those of held-out rows replace those of training."""
         values = totals.read(self.n_steps_ if training else None)
+        self._sum_squares[prefix] = values.sum_squares
         best = min((e.get(f"{prefix}_loss", math.inf) for e in self.history[:-1]), default=math.inf)
         self.history.record(f"{prefix}_loss", values.loss)
         self.history.record(f"{prefix}_loss_best", values.loss < best)
@@ -331,7 +333,7 @@ class SAENet(NeuralNet):
     def train_step_single(self, batch, **fit_params):
         """Compute loss and gradients of one batch, in full precision if half precision fails."""
         x, _ = unpack_data(batch)
-        u = self.module_.pull_in(x / self.module_.input_scale)
+        u = self.module_.scale_rows(x)
         half = self.amp_dtype is not None and not self._full_precision
         step = self._forward_stored(u)
         # On stored codes nothing can overflow that would not in full precision.
@@ -372,16 +374,18 @@ class SAENet(NeuralNet):
     def _forward_stored(self, u):
         """Compute a step on stored codes; give None if this one is to run dense."""
         stored, module = self.stored_steps_, self.module_
-        buffer = stored.next_buffer(len(u), module)
-        if buffer is None:
+        workspace = stored.next_workspace(len(u), module)
+        if workspace is None:
             return None
         try:
-            codes, pre_codes, values, u_hats = module.forward_sparse(u, buffer, stored.check)
+            codes, pre_codes, values, u_hats, error = module.forward_sparse(
+                u, workspace, stored.check
+            )
         except TooManyStored:
             return None
-        loss = self.criterion_.sparse(module, u, u_hats, codes, pre_codes, values)
+        loss = self.criterion_.sparse(module, u, u_hats, error, codes, pre_codes, values)
         active = {"n_active": torch.count_nonzero(values), "fired": codes.fired(values)}
-        return {"loss": loss, "y_pred": u_hats[-1], "u": u} | active
+        return {"loss": loss, "y_pred": u_hats[-1], "u": u, "error": error} | active
 
     def _count_nan_fallback(self):
         self._nan_fallbacks += 1
