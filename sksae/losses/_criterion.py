@@ -21,7 +21,7 @@ Term = Callable[[Any, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 # The auxiliary loss looks at all rows of a batch while at most this share of n_features concepts
 # are dead, and at fewer, down to a smallest share, when more are.
-_AUXK_DEAD, _AUXK_ROWS = 1 / 4, 1 / 8
+_AUXK_DEAD, _AUXK_ROWS = 1 / 2, 1 / 4
 
 
 class MSELoss:
@@ -228,8 +228,7 @@ class SAELoss(nn.Module):
         others = [c * _STORED_TERMS[term](*batch) for c, term in self.reconstruction_terms if c]
         loss = error + sum(others) + self._penalty(penalties)
         if self.auxk_coefficient and len(module.dead_concepts):
-            rows = module.dictionary.rows(module.dead_concepts)
-            loss = loss + self._auxk(module, x, x_hats[-1], None, rows)
+            loss = loss + self._auxk(module, x, x_hats[-1], None, module.dead_rows())
         return loss
 
     def _penalty(self, penalties: list[Tensor]) -> Tensor | float:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..kernels import SparseCodes, Workspace, encode, reconstruct, scale_rows, unit_rows_
+from ..kernels import RowGradients, SparseCodes, Workspace, encode, reconstruct, scale_rows, unit_rows_
 from ._overcomplete import overcomplete_sae
 
 # overcomplete's registered encoders that take vectors; the others take images or sequences.
@@ -29,9 +29,9 @@ class Dictionary(overcomplete_sae.DictionaryLayer):
         """Give the dictionary, shape (nb_concepts, n_features)."""
         return self.normalization(self._weights) * torch.exp(self.multiplier)
 
-    def rows(self, index: Tensor) -> Tensor:
-        """Give some rows of the dictionary, shape (n_rows, n_features)."""
-        return self.normalization(self._weights[index]) * torch.exp(self.multiplier)
+    def normalized(self, rows: Tensor) -> Tensor:
+        """Give what rows of the weights are in the dictionary."""
+        return self.normalization(rows) * torch.exp(self.multiplier)
 
     @property
     def has_unit_rows(self) -> bool:
@@ -91,6 +91,8 @@ class SAEModule:
     decoder_bias: nn.Parameter
     encoder: nn.Module
     dictionary: Dictionary
+    # Set where a step of the optimizer goes by rows: instead of gradients of matrices.
+    row_gradients: RowGradients | None = None
 
     def __init__(
         self,
@@ -232,9 +234,8 @@ class SAEModule:
         stored codes and of all, and may raise.
         """
         linear, bias = self.linear_encoder, self.decoder_bias
-        pre_codes, codes = encode(
-            u, bias, linear.weight, linear.bias, self.select_stored, workspace
-        )
+        weight, select, gradients = linear.weight, self.select_stored, self.row_gradients
+        pre_codes, codes = encode(u, bias, weight, linear.bias, select, workspace, gradients)
         check(len(pre_codes), len(u) * codes.n_concepts)
         values = self.codes_of_stored(codes, pre_codes)
         return codes, pre_codes, values, *self.reconstruct_stored(codes, values, u)
@@ -249,7 +250,7 @@ class SAEModule:
         Here it is the only one.
         """
         weights, bias = self.dictionary._weights, self.decoder_bias
-        u_hat, error = reconstruct(codes, values, weights, bias, u)
+        u_hat, error = reconstruct(codes, values, weights, bias, u, self.row_gradients)
         return (u_hat,), error
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -317,8 +318,17 @@ class SAEModule:
             assert pre_codes is not None
             return pre_codes.index_select(1, dead)
         linear = self.linear_encoder
-        weight, bias = linear.weight.index_select(0, dead), linear.bias.index_select(0, dead)
+        weight, bias = self._dead_rows("encoder", linear.weight), linear.bias.index_select(0, dead)
         return nn.functional.linear(u - self.decoder_bias.detach(), weight, bias)
+
+    def dead_rows(self) -> Tensor:
+        """Give the dictionary's rows of the dead concepts, shape (n_dead, n_features)."""
+        return self.dictionary.normalized(self._dead_rows("dictionary", self.dictionary._weights))
+
+    def _dead_rows(self, name: str, parameter: Tensor) -> Tensor:
+        if self.row_gradients is None:
+            return parameter.index_select(0, self.dead_concepts)
+        return self.row_gradients.take(name, parameter, self.dead_concepts)
 
     @torch.no_grad()
     def find_dead(self, dead_after: int) -> None:

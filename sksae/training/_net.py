@@ -19,6 +19,7 @@ from skorch.callbacks import Callback, EpochTimer
 from skorch.dataset import unpack_data
 from skorch.utils import TeeGenerator
 
+from ..kernels import RowGradients, steps_by_rows
 from ..losses import check_loss
 from ._data import BatchIterator, RowBatches
 from ._progress import ProgressBar
@@ -169,6 +170,11 @@ class SAENet(NeuralNet):
         if not self.initialized_:
             self.initialize()
         self.stored_steps_ = StoredSteps(self)
+        # Nothing but the optimizer is to look at the gradients.
+        hooks = ("on_batch_end", "on_grad_computed")
+        looked_at = self.clip_grad is not None or self._overridden_by_callbacks(*hooks)
+        scaled = self.optimizer_scaler_ is not None
+        self._steps_by_rows = not (looked_at or scaled) and steps_by_rows(self.optimizer_)
         self._sum_squares = {}  # of the rows of each pass, which come again in each epoch
         self.notify("on_train_begin", X=X, y=None)
         try:
@@ -281,7 +287,9 @@ class SAENet(NeuralNet):
             self._finish_gradients(batch)
             return done["loss"]
 
-        if self.optimizer_scaler_ is None:
+        if self._steps_by_rows:
+            self._step_by_rows(closure)
+        elif self.optimizer_scaler_ is None:
             self.optimizer_.step(closure)
         else:
             self._scaled_step(closure)
@@ -313,6 +321,20 @@ class SAENet(NeuralNet):
         if self.dead_after and (self.device == "cpu" or self.n_steps_ % _DEAD_EVERY == 0):
             self.module_.find_dead(self.dead_after)
         self.criterion_.after_step(step["n_active"] / n, self.l0_time)
+
+    def _step_by_rows(self, closure):
+        """Step without gradients of matrices, where the backward pass leaves them as sums."""
+        module = self.module_
+        module.row_gradients = gradients = RowGradients()
+        try:
+            with torch.enable_grad():
+                closure()
+        finally:
+            module.row_gradients = None
+        gradients.step("dictionary", module.dictionary._weights, self.optimizer_)
+        if module.has_linear_encoder:
+            gradients.step("encoder", module.linear_encoder.weight, self.optimizer_)
+        self.optimizer_.step()  # with what has a gradient
 
     def _scaled_step(self, closure):
         """Step with scaled gradients; if they overflow, again in full precision."""
