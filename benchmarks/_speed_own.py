@@ -33,19 +33,22 @@ def bare(job, X, clock):
     Batches, moving of outliers, forward pass, loss, gradients, optimizer, unit norms, and the
     counts by which AuxK knows the dead.
     """
+    from sksae.kernels import Workspace
+
     sae = settled(job, X)
     net, module = sae.net_, sae.module_.train()
     for group in net.optimizer_.param_groups:
         group["lr"] = net.lr / 4  # the schedule has ended at 0
     step = _dense_step if net.stored_steps_.obstacle else _stored_step
     dead_after = _dead_after(job, len(X))
-    buffer = module.decoder_bias.new_empty(0 if step is _dense_step else job["b"], job["m"])
+    memory = module.decoder_bias.new_empty(0 if step is _dense_step else job["b"], job["m"])
+    workspace = Workspace(memory, screen=True)
     batches = Batches(X, job["b"], 0).epochs(n_epochs(job, len(X)))
     with contextlib.suppress(Enough):
         for x in clock.watch(batches):
-            u = module.pull_in(x / module.input_scale)
+            u = module.scale_rows(x)
             net.optimizer_.zero_grad(set_to_none=True)
-            loss, fired = step(net, u, buffer)
+            loss, fired = step(net, u, workspace)
             loss.backward()
             net.optimizer_.step()
             module.after_step()
@@ -56,10 +59,10 @@ def bare(job, X, clock):
     return _notes(sae) | peak(), None
 
 
-def _stored_step(net, u, buffer):
+def _stored_step(net, u, workspace):
     module = net.module_
-    codes, pre_codes, values, u_hats = module.forward_sparse(u, buffer[: len(u)], _any_number)
-    loss = net.criterion_.sparse(module, u, u_hats, codes, pre_codes, values)
+    codes, pre_codes, values, u_hats, error = module.forward_sparse(u, workspace, _any_number)
+    loss = net.criterion_.sparse(module, u, u_hats, error, codes, pre_codes, values)
     return loss, codes.fired(values)
 
 
@@ -67,7 +70,7 @@ def _any_number(n_stored, n_all):
     """Take any number of stored codes."""
 
 
-def _dense_step(net, u, buffer):
+def _dense_step(net, u, workspace):
     amp = net.amp_dtype
     with torch.autocast(u.device.type, amp, enabled=amp is not None):
         pre_codes, codes, u_hat, dictionary = net.module_.forward_scaled(u)

@@ -7,7 +7,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from ..kernels import SparseCodes, indptr_of, serves, sum_rows
+from ..kernels import SparseCodes, Workspace, indptr_of, serves, sum_rows
 from ..training._data import RowBatches, as_tensor, mean_and_variance, rounding
 
 
@@ -29,7 +29,7 @@ class Coder:
     def __init__(self, module, backend: str) -> None:
         self.module, self.device = module, module.decoder_bias.device
         self.selects = serves(backend, self.device) and module.selects
-        self._buffer: Tensor | None = None
+        self._workspace: Workspace | None = None
 
     def encode(self, x: Tensor) -> tuple[SparseCodes, Tensor]:
         """Give the active codes of a block (n, n_features) and their values, in input units."""
@@ -60,10 +60,11 @@ class Coder:
         dictionary, offset = self.module.get_dictionary(), self.module.offset(x)
         return sum_rows(codes.indptr, codes.columns, values, dictionary) + offset
 
-    def _pre_codes(self, n: int) -> Tensor:
-        if self._buffer is None or len(self._buffer) < n:
-            self._buffer = self.module.decoder_bias.new_empty(n, self.module.nb_concepts)
-        return self._buffer[:n]
+    def _pre_codes(self, n: int) -> Workspace:
+        if self._workspace is None or len(self._workspace.memory) < n:
+            memory = self.module.decoder_bias.new_empty(n, self.module.nb_concepts)
+            self._workspace = Workspace(memory, screen=self.module.screens, constant=True)
+        return self._workspace
 
 
 def explained_share(coder: Coder, data: RowBatches, targets: RowBatches) -> float:

@@ -17,18 +17,19 @@ from torch import Tensor
 
 from . import _ops
 from ._codes import SparseCodes
+from ._row_gradients import RowGradients
+from ._screen import Workspace
 
 Select = Callable[[Tensor], tuple[SparseCodes, Tensor]]
 
 
 class _Encode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, u, center, weight, bias, select, buffer):
+    def forward(ctx, u, center, weight, bias, select, workspace, gradients):
         c = u - center
-        b, x, w = (t.to(buffer.dtype) for t in (bias, c, weight))
-        codes, values = select(torch.addmm(b, x, w.T, out=buffer))
+        codes, values = select(workspace.pre_codes(c, weight, bias))
         ctx.save_for_backward(c, weight)
-        ctx.codes = codes
+        ctx.codes, ctx.gradients = codes, gradients
         return values.to(c.dtype), codes
 
     @staticmethod
@@ -36,18 +37,19 @@ class _Encode(torch.autograd.Function):
         c, weight = ctx.saved_tensors
         if ctx.codes.kept is not None:
             slopes = slopes * ctx.codes.kept
-        starts, rows, order = ctx.codes.by_concept
-        on_weight = _ops.sum_rows(starts, rows, slopes[order], c)
+        on_weight = None
+        if ctx.needs_input_grad[2]:
+            on_weight = _summed(ctx, "encoder", slopes, c)
         on_bias = weight.new_zeros(len(weight)).index_add_(0, ctx.codes.columns, slopes)
         on_center = -(on_bias @ weight) if ctx.needs_input_grad[1] else None
-        return None, on_center, on_weight, on_bias, None, None
+        return None, on_center, on_weight, on_bias, None, None, None
 
 
 class _Decode(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values, dictionary, bias, codes):
         ctx.save_for_backward(values, dictionary)
-        ctx.codes = codes
+        ctx.codes, ctx.gradients = codes, None
         return _ops.sum_rows(codes.indptr, codes.columns, values, dictionary) + bias
 
     @staticmethod
@@ -55,14 +57,50 @@ class _Decode(torch.autograd.Function):
         values, dictionary = ctx.saved_tensors
         on_dictionary = None
         if ctx.needs_input_grad[1]:
-            starts, rows, order = ctx.codes.by_concept
-            on_dictionary = _ops.sum_rows(starts, rows, values[order], g)
-            _ops.remove_parallel_(on_dictionary, dictionary)
+            on_dictionary = _summed(ctx, "dictionary", values, g, dictionary)
         return _ops.products(ctx.codes, g, dictionary), on_dictionary, g.sum(dim=0), None
 
 
+class _Reconstruct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values, dictionary, bias, codes, target, gradients):
+        x_hat, error, slopes = _ops.reconstruct(codes, values, dictionary, bias, target)
+        ctx.save_for_backward(values, dictionary, error, slopes)
+        ctx.codes, ctx.gradients = codes, gradients
+        ctx.mark_non_differentiable(x_hat)
+        return x_hat, error.square().mean()
+
+    @staticmethod
+    def backward(ctx, _x_hat, g):
+        values, dictionary, error, slopes = ctx.saved_tensors
+        factor = 2 * g / error.numel()
+        on_dictionary = None
+        if ctx.needs_input_grad[1]:
+            on_dictionary = _summed(ctx, "dictionary", values * factor, error, dictionary)
+        on_target = -factor * error if ctx.needs_input_grad[4] else None
+        on_bias = error.sum(dim=0) * factor
+        return slopes * factor, on_dictionary, on_bias, None, on_target, None
+
+
+def _summed(ctx, name, weights, table, atoms=None):
+    """Give ``z^T table`` for the stored z, without its part along atoms; or leave it as sums."""
+    if ctx.gradients is not None:
+        return ctx.gradients.add(name, ctx.codes, weights, table, atoms is not None)
+    starts, rows, order = ctx.codes.by_concept
+    gradient = _ops.sum_rows(starts, rows, weights[order], table)
+    if atoms is not None:
+        _ops.remove_parallel_(gradient, atoms)
+    return gradient
+
+
 def encode(
-    u: Tensor, center: Tensor, weight: Tensor, bias: Tensor, select: Select, buffer: Tensor
+    u: Tensor,
+    center: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    select: Select,
+    workspace: Workspace,
+    gradients: RowGradients | None = None,
 ) -> tuple[Tensor, SparseCodes]:
     """Encode rows with a linear encoder; keep what a function selects.
 
@@ -76,9 +114,10 @@ def encode(
         Of the encoder.
     select : callable
         From pre-codes (n, m) to ``(codes, values)``, such as `top_k`.
-    buffer : Tensor of shape (n, m)
-        Overwritten by the pre-codes. Its precision is that of the product; all else is
-        computed in that of ``u``.
+    workspace : Workspace
+        Where pre-codes are computed, in its precision; all else is computed in that of ``u``.
+    gradients : RowGradients, optional
+        Where the backward pass is to leave the gradient of ``weight``.
 
     Returns
     -------
@@ -87,7 +126,7 @@ def encode(
     codes : SparseCodes
         Where they are.
     """
-    return _Encode.apply(u, center, weight, bias, select, buffer)
+    return _Encode.apply(u, center, weight, bias, select, workspace, gradients)
 
 
 def decode(codes: SparseCodes, values: Tensor, dictionary: Tensor, bias: Tensor) -> Tensor:
@@ -106,3 +145,34 @@ def decode(codes: SparseCodes, values: Tensor, dictionary: Tensor, bias: Tensor)
     Tensor of shape (n, d)
     """
     return _Decode.apply(values, dictionary, bias, codes)
+
+
+def reconstruct(
+    codes: SparseCodes,
+    values: Tensor,
+    dictionary: Tensor,
+    bias: Tensor,
+    target: Tensor,
+    gradients: RowGradients | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Decode stored codes and give the mean squared error, with one pass for both.
+
+    Parameters
+    ----------
+    codes : SparseCodes
+    values : Tensor of shape (n_stored,)
+    dictionary : Tensor of shape (m, d)
+        As in `decode`.
+    bias : Tensor of shape (d,)
+    target : Tensor of shape (n, d)
+    gradients : RowGradients, optional
+        Where the backward pass is to leave the gradient of ``dictionary``.
+
+    Returns
+    -------
+    x_hat : Tensor of shape (n, d)
+        What `decode` gives, without gradients.
+    error : Tensor
+        ``mean((x_hat - target)^2)``, one number, with gradients.
+    """
+    return _Reconstruct.apply(values, dictionary, bias, codes, target, gradients)

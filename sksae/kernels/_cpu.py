@@ -15,6 +15,7 @@ from torch import Tensor
 from . import _gathers
 from ._codes import SparseCodes, indptr_of
 from ._gathers import TINY, sum_rows
+from ._screen import Screened, or_dense
 from ._threads import split
 
 __all__ = [
@@ -22,7 +23,9 @@ __all__ = [
     "largest",
     "name",
     "products",
+    "reconstruct",
     "remove_parallel_",
+    "scale_rows",
     "sum_rows",
     "top_k",
     "unit_rows_",
@@ -43,18 +46,25 @@ def compiled():
     return _numba
 
 
+def step_loops():
+    """Give the module of the other compiled loops, where Numba is installed."""
+    from . import _numba_step
+
+    return _numba_step
+
+
 def name() -> str:
     """Say what computes here."""
     how = "torch's gathers" if compiled() is None else "torch's gathers and loops compiled by Numba"
     return f"stored codes only, {how}"
 
 
-def top_k(pre: Tensor, k: int) -> tuple[SparseCodes, Tensor]:
+def top_k(pre: Tensor | Screened, k: int) -> tuple[SparseCodes, Tensor]:
     """Select the k largest positive entries of each row.
 
     Parameters
     ----------
-    pre : Tensor of shape (n, m)
+    pre : Tensor or Screened of shape (n, m)
         Pre-codes.
     k : int
         From 1 to m.
@@ -64,6 +74,8 @@ def top_k(pre: Tensor, k: int) -> tuple[SparseCodes, Tensor]:
     codes : SparseCodes
     values : Tensor of shape (n_stored,)
     """
+    if isinstance(pre, Screened):
+        return or_dense(top_k, pre, k)
     loops, (n, m) = compiled(), pre.shape
     if loops is None or 4 * k > m:
         values, columns = pre.topk(k, dim=1, sorted=False)
@@ -82,12 +94,12 @@ def top_k(pre: Tensor, k: int) -> tuple[SparseCodes, Tensor]:
     return SparseCodes(indptr_of(counts), columns, m), values
 
 
-def above(pre: Tensor, cut: Tensor) -> tuple[SparseCodes, Tensor]:
+def above(pre: Tensor | Screened, cut: Tensor) -> tuple[SparseCodes, Tensor]:
     """Select the entries that exceed a cut.
 
     Parameters
     ----------
-    pre : Tensor of shape (n, m)
+    pre : Tensor or Screened of shape (n, m)
         Pre-codes.
     cut : Tensor of shape () or (m,)
         One for all columns, or one for each.
@@ -99,6 +111,8 @@ def above(pre: Tensor, cut: Tensor) -> tuple[SparseCodes, Tensor]:
     """
     loops, (n, m) = compiled(), pre.shape
     cut = cut.to(pre.dtype).expand(m).contiguous()
+    if isinstance(pre, Screened):
+        return or_dense(above, pre, cut)
     if loops is None:
         return _gathers.above(pre, cut)
     counts = torch.empty(n, dtype=torch.int64)
@@ -112,14 +126,16 @@ def above(pre: Tensor, cut: Tensor) -> tuple[SparseCodes, Tensor]:
     return SparseCodes(indptr, columns, m), values
 
 
-def largest(pre: Tensor, n_kept: int, expected: Tensor) -> tuple[SparseCodes, Tensor, Tensor]:
+def largest(
+    pre: Tensor | Screened, n_kept: int, expected: Tensor
+) -> tuple[SparseCodes, Tensor, Tensor]:
     """Select the largest positive entries of all rows together.
 
     Entries are looked for above a guess, which is lowered until there are enough.
 
     Parameters
     ----------
-    pre : Tensor of shape (n, m)
+    pre : Tensor or Screened of shape (n, m)
         Pre-codes.
     n_kept : int
         From 1 to n * m.
@@ -135,6 +151,8 @@ def largest(pre: Tensor, n_kept: int, expected: Tensor) -> tuple[SparseCodes, Te
     cut : Tensor of shape ()
         The ``n_kept``-th largest of the entries, or 0 where fewer are positive.
     """
+    if isinstance(pre, Screened) and expected.isnan():
+        pre = pre.dense()
     guess = _GUESS * _expected(pre, n_kept, expected)
     codes, values = above(pre, guess)
     while len(values) < n_kept and guess > 0:
@@ -181,6 +199,61 @@ def products(codes: SparseCodes, rows: Tensor, dictionary: Tensor) -> Tensor:
     arrays = (codes.indptr, codes.columns, rows.contiguous(), dictionary.contiguous(), out)
     views = [x.numpy() for x in arrays]
     split(lambda a, b: loops.products(*views, a, b), len(rows), 4)
+    return out
+
+
+def reconstruct(
+    codes: SparseCodes, values: Tensor, dictionary: Tensor, bias: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Decode stored codes and compare the result with a target.
+
+    Parameters
+    ----------
+    codes : SparseCodes
+    values : Tensor of shape (n_stored,)
+    dictionary : Tensor of shape (n_concepts, d)
+    bias : Tensor of shape (d,)
+    target : Tensor of shape (n, d)
+
+    Returns
+    -------
+    x_hat : Tensor of shape (n, d)
+        The reconstruction.
+    error : Tensor of shape (n, d)
+        It minus the target.
+    slopes : Tensor of shape (n_stored,)
+        `products` of the error and the dictionary.
+    """
+    if compiled() is None:
+        return _gathers.reconstruct(codes, values, dictionary, bias, target)
+    x_hat, error = torch.empty_like(target), torch.empty_like(target)
+    slopes = torch.empty_like(values)
+    given = (codes.indptr, codes.columns, values, dictionary, bias, target, x_hat, error, slopes)
+    arrays = [x.contiguous().numpy() for x in given]
+    split(lambda a, b: step_loops().reconstruct(*arrays, a, b), len(target), 4)
+    return x_hat, error, slopes
+
+
+def scale_rows(x: Tensor, scale: Tensor, center: Tensor, limit: Tensor) -> Tensor:
+    """Divide rows by a scale; move those farther than a limit from a center onto the limit.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n, d)
+    scale, limit : Tensor of shape ()
+    center : Tensor of shape (d,)
+
+    Returns
+    -------
+    Tensor of shape (n, d)
+    """
+    if compiled() is None:
+        return _gathers.scale_rows(x, scale, center, limit)
+    out = x.new_empty(x.shape)
+    numbers = [t.to(x.dtype).numpy()[()] for t in (scale, limit)]
+    arrays = [t.contiguous().numpy() for t in (x, center)]
+    given = (arrays[0], numbers[0], arrays[1], numbers[1], out.numpy())
+    split(lambda a, b: step_loops().scale_rows(*given, a, b), len(x), 1)
     return out
 
 

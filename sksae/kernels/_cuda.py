@@ -16,14 +16,16 @@ from torch import Tensor
 
 from . import _gathers
 from ._codes import SparseCodes
-from ._gathers import above, unit_rows_
+from ._gathers import above, scale_rows, unit_rows_
 
 __all__ = [
     "above",
     "largest",
     "name",
     "products",
+    "reconstruct",
     "remove_parallel_",
+    "scale_rows",
     "sum_rows",
     "top_k",
     "unit_rows_",
@@ -100,3 +102,12 @@ def products(codes: SparseCodes, rows: Tensor, dictionary: Tensor) -> Tensor:
 def remove_parallel_(gradient: Tensor, dictionary: Tensor) -> None:
     """Take out of each row its part along a row of unit norm; see `_cpu.remove_parallel_`."""
     (compiled() or _gathers).remove_parallel_(gradient, dictionary)
+
+
+def reconstruct(
+    codes: SparseCodes, values: Tensor, dictionary: Tensor, bias: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Decode stored codes and compare the result with a target; see `_cpu.reconstruct`."""
+    x_hat = sum_rows(codes.indptr, codes.columns, values, dictionary) + bias
+    error = x_hat - target
+    return x_hat, error, products(codes, error, dictionary)

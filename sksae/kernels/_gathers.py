@@ -57,6 +57,25 @@ def products(codes: SparseCodes, rows: Tensor, dictionary: Tensor) -> Tensor:
     return out
 
 
+def reconstruct(
+    codes: SparseCodes, values: Tensor, dictionary: Tensor, bias: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Decode stored codes and compare the result with a target; see `_cpu.reconstruct`."""
+    x_hat = sum_rows(codes.indptr, codes.columns, values, dictionary) + bias
+    error = x_hat - target
+    return x_hat, error, products(codes, error, dictionary)
+
+
+def scale_rows(x: Tensor, scale: Tensor, center: Tensor, limit: Tensor) -> Tensor:
+    """Divide rows by a scale and move far ones onto a limit; see `_cpu.scale_rows`."""
+    u = x / scale
+    centered = u - center
+    distance = centered.norm(dim=1, keepdim=True)
+    if u.device.type == "cpu" and not (distance > limit).any():
+        return u
+    return torch.where(distance > limit, center + centered * (limit / distance), u)
+
+
 def remove_parallel_(gradient: Tensor, dictionary: Tensor) -> None:
     """Take out of each row of a gradient its part along a dictionary row of unit norm."""
     along = torch.linalg.vecdot(gradient, dictionary)

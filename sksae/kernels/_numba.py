@@ -15,6 +15,10 @@ _jit = numba.njit(
 )
 
 
+# Share of the expected cut of a row above which its largest entries are looked for at first.
+_FIRST_GUESS = np.float32(0.95)
+
+
 @_jit
 def _kth_largest(values, n, k):
     """Reorder ``values[:n]`` so that the k largest come first; give the k-th largest."""
@@ -56,17 +60,61 @@ def _group_tops(row, tops):
 
 
 @_jit
-def _candidates(row, tops, bound, columns, values):
-    """Write the positive entries of a row that reach a bound; give their number."""
-    m, n_groups, n = len(row), len(tops), 0
+def _reaching(row, tops, bound, groups, columns, values):
+    """Write the entries of a row that reach a bound; give their number.
+
+    ``groups``, ``columns`` and ``values`` have one place more than there can be entries, so
+    that each is written before it is known whether it counts: a guess of the processor about
+    a branch would be wrong too often.
+    """
+    m, n_groups, n_reaching, n = len(row), len(tops), 0, 0
     for g in range(n_groups):
-        if tops[g] >= bound and tops[g] > 0:
-            for j in range(g, m, n_groups):
-                if row[j] >= bound and row[j] > 0:
-                    columns[n] = j
-                    values[n] = row[j]
-                    n += 1
+        groups[n_reaching] = g
+        n_reaching += tops[g] >= bound
+    for at in range(n_reaching):
+        for j in range(groups[at], m, n_groups):
+            columns[n] = j
+            values[n] = row[j]
+            n += row[j] >= bound
     return n
+
+
+@_jit
+def _cut_from_tops(tops, k, scratch):
+    """Give the k-th largest of the maxima of groups, or 0 where that is not positive."""
+    for g in range(len(tops)):
+        scratch[g] = tops[g] if tops[g] > 0 else 0  # also where it is NaN
+    return _kth_largest(scratch, len(tops), k)
+
+
+@_jit
+def _smooth(mean, value):
+    """Give a running mean of a value; the first one where there is none."""
+    return value if np.isinf(mean) else mean + (value - mean) / 8
+
+
+@_jit
+def _keep_largest(found, values, n_found, k, scratch, columns, out):
+    """Write the k largest positive of the values; of equal ones the first.
+
+    Gives their number, and the smallest of them where there are k, else 0.
+    """
+    cut, n_ties = values.dtype.type(0), k
+    if n_found > k:
+        for f in range(n_found):
+            scratch[f] = values[f]
+        cut = max(_kth_largest(scratch, n_found, k), cut)
+        for f in range(n_found):
+            n_ties -= values[f] > cut
+    n_kept = 0
+    for f in range(n_found):
+        tied = values[f] == cut and n_ties > 0 and cut > 0
+        if values[f] > cut or tied:
+            n_ties -= tied
+            columns[n_kept] = found[f]
+            out[n_kept] = values[f]
+            n_kept += 1
+    return n_kept, cut
 
 
 @_jit
@@ -92,36 +140,19 @@ def top_k(pre, k, columns, values, counts, start, stop):
     m = pre.shape[1]
     n_groups = min(m, max(64, 2 * k, int(np.sqrt(k * m))))
     tops = np.empty(n_groups, dtype=pre.dtype)
-    scratch = np.empty(m, dtype=pre.dtype)
-    found = np.empty(m, dtype=np.int32)
-    share = pre.dtype.type(np.inf)
+    entries, scratch = np.empty((2, m + 1), dtype=pre.dtype)
+    groups, found = np.empty((2, m + 1), dtype=np.int32)
+    ratio = pre.dtype.type(np.inf)
     for i in range(start, stop):
-        row = pre[i]
-        mean = _group_tops(row, tops)
-        n_found = _candidates(row, tops, share * mean, found, scratch)
-        cut = share * mean
+        mean = _group_tops(pre[i], tops)
+        guess = max(_FIRST_GUESS * ratio * mean, pre.dtype.type(0))
+        n_found = _reaching(pre[i], tops, guess, groups, found, entries)
         if n_found < k:
-            share *= pre.dtype.type(0.98)
-            for g in range(n_groups):
-                scratch[g] = tops[g] if tops[g] > 0 else 0  # also where it is NaN
-            cut = _kth_largest(scratch, n_groups, k)
-            n_found = _candidates(row, tops, cut, found, scratch)
-        n_above = 0
-        if n_found > k:
-            cut = _kth_largest(scratch, n_found, k)
-            for f in range(n_found):
-                n_above += row[found[f]] > cut
-        n_ties, n_kept = k - n_above, 0
-        for f in range(n_found):
-            value = row[found[f]]
-            if n_found <= k or value > cut or (value == cut and n_ties > 0):
-                n_ties -= value == cut
-                columns[i, n_kept] = found[f]
-                values[i, n_kept] = value
-                n_kept += 1
-        counts[i] = n_kept
-        if n_kept == k and mean > 0:
-            share = pre.dtype.type(0.95) * cut / mean
+            guess = _cut_from_tops(tops, k, scratch)
+            n_found = _reaching(pre[i], tops, guess, groups, found, entries)
+        counts[i], cut = _keep_largest(found, entries, n_found, k, scratch, columns[i], values[i])
+        if cut > 0 and mean > 0:
+            ratio = _smooth(ratio, cut / mean)
 
 
 @_jit

@@ -39,8 +39,8 @@ def _by_device(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def operation(*args: P.args, **kwargs: P.kwargs) -> R:
-        tensor = next(a for a in args if isinstance(a, torch.Tensor))
-        return getattr(module_for(tensor.device), function.__name__)(*args, **kwargs)
+        data = next(a for a in args if hasattr(a, "device"))
+        return getattr(module_for(data.device), function.__name__)(*args, **kwargs)
 
     return operation
 
@@ -48,7 +48,9 @@ def _by_device(function: Callable[P, R]) -> Callable[P, R]:
 above = _by_device(_cpu.above)
 largest = _by_device(_cpu.largest)
 products = _by_device(_cpu.products)
+reconstruct = _by_device(_cpu.reconstruct)
 remove_parallel_ = _by_device(_cpu.remove_parallel_)
+scale_rows = _by_device(_cpu.scale_rows)
 sum_rows = _by_device(_cpu.sum_rows)
 top_k = _by_device(_cpu.top_k)
 unit_rows_ = _by_device(_cpu.unit_rows_)

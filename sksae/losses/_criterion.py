@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any
@@ -16,6 +17,11 @@ from ._target_l0 import TargetL0
 from ._terms import STORED_TERMS
 
 Term = Callable[[Any, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+# The auxiliary loss looks at all rows of a batch while at most this share of n_features concepts
+# are dead, and at fewer, down to a smallest share, when more are.
+_AUXK_DEAD, _AUXK_ROWS = 1 / 2, 1 / 4
 
 
 class MSELoss:
@@ -202,6 +208,7 @@ class SAELoss(nn.Module):
         module,
         x: Tensor,
         x_hats,
+        error: Tensor,
         codes,
         pre_codes: Tensor,
         values: Tensor,
@@ -217,6 +224,8 @@ class SAELoss(nn.Module):
             Target.
         x_hats : tuple of Tensor of shape (n, n_features)
             Its reconstructions; the last one is by all concepts.
+        error : Tensor
+            `mse` of x and the last one.
         codes : SparseCodes
             Where the codes are.
         pre_codes, values : Tensor of shape (n_stored,)
@@ -232,10 +241,9 @@ class SAELoss(nn.Module):
         batch = (module, x, x_hats, codes, pre_codes, values)
         penalties = [c * _STORED_TERMS[term](*batch) for c, term in self.terms if c]
         others = [c * _STORED_TERMS[term](*batch) for c, term in self.reconstruction_terms if c]
-        loss = mse(x, x_hats[-1]) + sum(others) + self._penalty(penalties)
+        loss = error + sum(others) + self._penalty(penalties)
         if self.auxk_coefficient and len(module.dead_concepts):
-            rows = module.dictionary.rows(module.dead_concepts)
-            loss = loss + self._auxk(module, x, x_hats[-1], None, rows, inputs)
+            loss = loss + self._auxk(module, x, x_hats[-1], None, module.dead_rows(), inputs)
         return loss
 
     def _penalty(self, penalties: list[Tensor]) -> Tensor | float:
@@ -265,9 +273,18 @@ class SAELoss(nn.Module):
             self.controller.update(l0, self.target_l0, time)
 
     def _auxk(self, module, x, x_hat, pre_codes, rows, inputs) -> Tensor:
-        pre_codes = module.dead_pre_codes(x if inputs is None else inputs, pre_codes)
+        n = _auxk_rows(*x.shape, len(module.dead_concepts))
+        inputs = x if inputs is None else inputs
+        pre_codes = module.dead_pre_codes(inputs[:n], None if pre_codes is None else pre_codes[:n])
+        x, x_hat = x[:n], x_hat[:n]
         k_aux = self.k_aux or max(1, x.shape[1] // 2)
         return self.auxk_coefficient * auxk_loss(x - x_hat, pre_codes, rows, k_aux)
+
+
+def _auxk_rows(n: int, n_features: int, n_dead: int) -> int:
+    """Give the number of rows of a batch that the auxiliary loss looks at."""
+    share = max(_AUXK_ROWS, _AUXK_DEAD * n_features / n_dead)
+    return math.ceil(n * min(1.0, share))
 
 
 def vanilla_l1(module, x, x_hat, pre_codes, codes, dictionary) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..kernels import SparseCodes, decode
+from ..kernels import SparseCodes, reconstruct
 from ._overcomplete import overcomplete_sae
 from ._variants import TopKModule
 
@@ -136,9 +136,22 @@ class ArchetypalModule(TopKModule, overcomplete_sae.RATopKSAE):
     def delta(self, value: float) -> None:
         self.dictionary.delta = value
 
-    def decode_stored(self, codes: SparseCodes, values: Tensor) -> tuple[Tensor, ...]:
-        """Give the reconstruction of stored codes, in scaled units."""
-        return (decode(codes, values, self.dictionary.get_dictionary(), self.decoder_bias),)
+    def reconstruct_stored(
+        self, codes: SparseCodes, values: Tensor, u: Tensor, target: Tensor | None
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Give the reconstruction of stored codes, in scaled units, and the squared error."""
+        target = u if target is None else target
+        dictionary, bias = self.dictionary.get_dictionary(), self.decoder_bias
+        u_hat, error = reconstruct(codes, values, dictionary, bias, target)
+        return (u_hat,), error
+
+    def row_parameters(self) -> dict[str, nn.Parameter]:
+        """Give the encoder's weights alone: the dictionary is made of other parameters."""
+        return {"encoder": self.linear_encoder.weight} if self.has_linear_encoder else {}
+
+    def dead_rows(self) -> Tensor:
+        """Give the dictionary's rows of the dead concepts, shape (n_dead, n_features)."""
+        return self.dictionary.rows(self.dead_concepts)
 
 
 def _first_logits(nb_concepts: int, n_points: int) -> Tensor:

@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..kernels import SparseCodes, decode, encode, unit_rows_
+from ..kernels import (
+    RowGradients,
+    SparseCodes,
+    Workspace,
+    encode,
+    reconstruct,
+    scale_rows,
+    unit_rows_,
+)
 from ._overcomplete import overcomplete_sae
 
 # overcomplete's registered encoders that take vectors; the others take images or sequences.
@@ -29,9 +37,9 @@ class Dictionary(overcomplete_sae.DictionaryLayer):
         """Give the dictionary, shape (nb_concepts, n_features)."""
         return self.normalization(self._weights) * torch.exp(self.multiplier)
 
-    def rows(self, index: Tensor) -> Tensor:
-        """Give some rows of the dictionary, shape (n_rows, n_features)."""
-        return self.normalization(self._weights[index]) * torch.exp(self.multiplier)
+    def normalized(self, rows: Tensor) -> Tensor:
+        """Give what rows of the weights are in the dictionary."""
+        return self.normalization(rows) * torch.exp(self.multiplier)
 
     @property
     def has_unit_rows(self) -> bool:
@@ -91,6 +99,10 @@ class SAEModule:
     decoder_bias: nn.Parameter
     encoder: nn.Module
     dictionary: Dictionary
+    # Whether `select_stored` and `select_active` take pre-codes that are `Screened`.
+    screens = True
+    # Set where a step of the optimizer goes by rows: instead of gradients of matrices.
+    row_gradients: RowGradients | None = None
 
     def __init__(
         self,
@@ -161,6 +173,11 @@ class SAEModule:
         return self.output_scale
 
     @torch.no_grad()
+    def scale_rows(self, x: Tensor) -> Tensor:
+        """Give rows in scaled units, those beyond the radius as `pull_in` gives them."""
+        return scale_rows(x, self.input_scale, self.center, self.max_distance)
+
+    @torch.no_grad()
     def pull_in(self, u: Tensor) -> Tensor:
         """Move scaled rows beyond the radius towards the center of the data, onto the radius.
 
@@ -220,10 +237,10 @@ class SAEModule:
         return self.select_stored(pre_codes)
 
     @torch.no_grad()
-    def encode_sparse(self, x: Tensor, buffer: Tensor) -> tuple[SparseCodes, Tensor]:
-        """Give the active codes in input units; see `forward_sparse` for ``buffer``."""
-        linear, center = self.linear_encoder, self.pre_bias
-        pre = torch.addmm(linear.bias, x / self.input_scale - center, linear.weight.T, out=buffer)
+    def encode_sparse(self, x: Tensor, workspace: Workspace) -> tuple[SparseCodes, Tensor]:
+        """Give the active codes in input units, with memory for pre-codes."""
+        linear, c = self.linear_encoder, x / self.input_scale - self.pre_bias
+        pre = workspace.pre_codes(c, linear.weight, linear.bias)
         codes, values = self.select_active(pre)
         scale = self.code_scale
         return codes, values * (scale if scale.ndim == 0 else scale[codes.columns])
@@ -233,27 +250,39 @@ class SAEModule:
         return pre_codes
 
     def forward_sparse(
-        self, u: Tensor, buffer: Tensor, check: Callable[[int, int], None]
-    ) -> tuple[SparseCodes, Tensor, Tensor, tuple[Tensor, ...]]:
-        """Give ``(codes, stored pre-codes, stored values, u_hats)`` of scaled input in training.
+        self,
+        u: Tensor,
+        workspace: Workspace,
+        check: Callable[[int, int], None],
+        target: Tensor | None = None,
+    ) -> tuple[SparseCodes, Tensor, Tensor, tuple[Tensor, ...], Tensor]:
+        """Give ``(codes, stored pre-codes, stored values, u_hats, error)`` in training.
 
-        ``u_hats`` are those of `decode_stored`.
+        ``u`` is scaled input, and the target where there is no other; ``u_hats`` and ``error``
+        are those of `reconstruct_stored`.
 
-        ``buffer``, shape (n, nb_concepts), is overwritten by the pre-codes. ``check`` is called
-        with the number of stored codes and of all, and may raise.
+        Pre-codes are computed in the ``workspace``. ``check`` is called with the number of
+        stored codes and of all, and may raise.
         """
         linear, bias = self.linear_encoder, self.pre_bias
-        pre_codes, codes = encode(u, bias, linear.weight, linear.bias, self.select_stored, buffer)
-        check(len(pre_codes), buffer.numel())
+        weight, select, gradients = linear.weight, self.select_stored, self.row_gradients
+        pre_codes, codes = encode(u, bias, weight, linear.bias, select, workspace, gradients)
+        check(len(pre_codes), len(u) * codes.n_concepts)
         values = self.codes_of_stored(codes, pre_codes)
-        return codes, pre_codes, values, self.decode_stored(codes, values)
+        return codes, pre_codes, values, *self.reconstruct_stored(codes, values, u, target)
 
-    def decode_stored(self, codes: SparseCodes, values: Tensor) -> tuple[Tensor, ...]:
-        """Give the reconstructions of stored codes that the loss needs, in scaled units.
+    def reconstruct_stored(
+        self, codes: SparseCodes, values: Tensor, u: Tensor, target: Tensor | None
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Give the reconstructions of stored codes that the loss needs, and the squared error.
 
-        Each has shape (n, n_features). The last one is by all concepts; here it is the only one.
+        Each has shape (n, n_features), in scaled units. The last one is by all concepts, and
+        need have no gradient: ``error``, the mean square of its difference from the target
+        (None: the input ``u``), has one. Here it is the only one.
         """
-        return (decode(codes, values, self.dictionary._weights, self.decoder_bias),)
+        weights, bias, target = self.dictionary._weights, self.decoder_bias, _first(target, u)
+        u_hat, error = reconstruct(codes, values, weights, bias, target, self.row_gradients)
+        return (u_hat,), error
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Give ``(pre_codes, codes)`` in input units."""
@@ -332,8 +361,22 @@ class SAEModule:
             assert pre_codes is not None
             return pre_codes.index_select(1, dead)
         linear = self.linear_encoder
-        weight, bias = linear.weight.index_select(0, dead), linear.bias.index_select(0, dead)
+        weight, bias = self._dead_rows("encoder", linear.weight), linear.bias.index_select(0, dead)
         return nn.functional.linear(u - self.pre_bias.detach(), weight, bias)
+
+    def row_parameters(self) -> dict[str, nn.Parameter]:
+        """Give the matrices with a row per concept, by the name that `RowGradients` knows."""
+        encoder = {"encoder": self.linear_encoder.weight} if self.has_linear_encoder else {}
+        return encoder | {"dictionary": self.dictionary._weights}
+
+    def dead_rows(self) -> Tensor:
+        """Give the dictionary's rows of the dead concepts, shape (n_dead, n_features)."""
+        return self.dictionary.normalized(self._dead_rows("dictionary", self.dictionary._weights))
+
+    def _dead_rows(self, name: str, parameter: Tensor) -> Tensor:
+        if self.row_gradients is None:
+            return parameter.index_select(0, self.dead_concepts)
+        return self.row_gradients.take(name, parameter, self.dead_concepts)
 
     @torch.no_grad()
     def find_dead(self, dead_after: int) -> None:
@@ -363,13 +406,13 @@ class SAEModule:
         self.dead_concepts = dead[:0]
 
 
+def _first(tensor: Tensor | None, other: Tensor) -> Tensor:
+    return other if tensor is None else tensor
+
+
 def distance_cut(u: Tensor, center: Tensor, radius: Tensor) -> Tensor:
     """Move rows (n, d) that lie beyond a radius around a center onto it."""
-    centered = u - center
-    distance = centered.norm(dim=1, keepdim=True)
-    if u.device.type == "cpu" and not (distance > radius).any():
-        return u
-    return torch.where(distance > radius, center + centered * (radius / distance), u)
+    return scale_rows(u, torch.ones_like(radius), center, radius)
 
 
 def mean_kth_largest(batches: Iterable[Tensor], k: float) -> Tensor:

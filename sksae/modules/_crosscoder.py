@@ -24,6 +24,9 @@ class CrosscoderModule(BatchTopKModule):
     `get_dictionary` gives in input units, and `code_scale` makes up for the difference.
     """
 
+    # Pre-codes are weighed before codes are chosen from them.
+    screens = False
+
     def __init__(
         self, n_features: int, nb_concepts: int, *, layer_widths: Sequence[int], **params: Any
     ) -> None:
@@ -43,6 +46,10 @@ class CrosscoderModule(BatchTopKModule):
         self.max_distance.copy_(torch.tensor(ratios))
         self.decoder_bias.copy_(bias / self.input_scale)
         self.center.copy_(self.decoder_bias)
+
+    def scale_rows(self, x: Tensor) -> Tensor:
+        """Give rows in scaled units, each layer's as `pull_in` gives them."""
+        return self.pull_in(x / self.input_scale)
 
     @torch.no_grad()
     def pull_in(self, u: Tensor) -> Tensor:

@@ -38,12 +38,15 @@ class MatryoshkaModule(BatchTopKModule):
             return "nested dictionaries have kernels for the CPU only"
         return super().sparse_obstacle()
 
-    def decode_stored(self, codes: SparseCodes, values: Tensor) -> tuple[Tensor, ...]:
-        """Give the reconstruction by each prefix: sums by group of concepts, added up."""
+    def reconstruct_stored(
+        self, codes: SparseCodes, values: Tensor, u: Tensor, target: Tensor | None
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Give the reconstruction by each prefix, sums by group of concepts added up, and the error."""
         bias, n_groups = self.decoder_bias, len(self.prefixes)
         if n_groups == 1:
-            return super().decode_stored(codes, values)
+            return super().reconstruct_stored(codes, values, u, target)
         split = codes.split_at(self.prefixes)
         sums = decode(split, values, self.dictionary._weights, torch.zeros_like(bias))
         by_group = sums.view(-1, n_groups, len(bias)).unbind(1)
-        return tuple(itertools.accumulate(by_group, initial=bias))[1:]
+        u_hats = tuple(itertools.accumulate(by_group, initial=bias))[1:]
+        return u_hats, (u_hats[-1] - (u if target is None else target)).square().mean()

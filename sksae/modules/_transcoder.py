@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -109,12 +108,14 @@ class TranscoderModule(TopKModule):
         pre_codes, codes, v_hat, dictionary = super().forward_scaled(u)
         return pre_codes, codes, v_hat + self.skipped(u), dictionary
 
-    def forward_sparse(
-        self, u: Tensor, buffer: Tensor, check: Callable[[int, int], None]
-    ) -> tuple[SparseCodes, Tensor, Tensor, tuple[Tensor, ...]]:
-        """Give ``(codes, stored pre-codes, stored values, (v_hat,))`` in training."""
-        codes, pre_codes, values, (v_hat,) = super().forward_sparse(u, buffer, check)
-        return codes, pre_codes, values, (v_hat + self.skipped(u),)
+    def reconstruct_stored(
+        self, codes: SparseCodes, values: Tensor, u: Tensor, target: Tensor | None
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Give the prediction from stored codes, in scaled units, and the squared error."""
+        assert target is not None
+        skipped = self.skipped(u)
+        (v_hat,), error = super().reconstruct_stored(codes, values, u, target - skipped)
+        return (v_hat + skipped,), error
 
     def offset(self, x: Tensor) -> Tensor:
         """Give what is added to the decoded codes of rows x, in output units."""

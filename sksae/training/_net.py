@@ -19,6 +19,7 @@ from skorch.callbacks import Callback, EpochTimer
 from skorch.dataset import unpack_data
 from skorch.utils import TeeGenerator
 
+from ..kernels import RowGradients, steps_by_rows
 from ..losses import check_loss
 from ._data import BatchIterator, RowBatches
 from ._progress import ProgressBar
@@ -169,12 +170,18 @@ class SAENet(NeuralNet):
         if not self.initialized_:
             self.initialize()
         self.stored_steps_ = StoredSteps(self)
+        # Nothing but the optimizer is to look at the gradients.
+        hooks = ("on_batch_end", "on_grad_computed")
+        looked_at = self.clip_grad is not None or self._overridden_by_callbacks(*hooks)
+        scaled = self.optimizer_scaler_ is not None
+        self._steps_by_rows = not (looked_at or scaled) and steps_by_rows(self.optimizer_)
+        self._sum_squares = {}  # of the rows of each pass, which come again in each epoch
         self.notify("on_train_begin", X=X, y=None)
         try:
             with contextlib.suppress(_StopTraining):
                 yield from self._epochs(*self.get_split_datasets(X))
         finally:
-            self.stored_steps_.buffer = None
+            self.stored_steps_.workspace = None
             self.notify("on_train_end", X=X, y=None)
 
     def _epochs(self, train, valid):
@@ -206,7 +213,7 @@ class SAENet(NeuralNet):
             self.history.record(f"{prefix}_loss", float("nan"))
             self.history.record(f"{prefix}_loss_best", False)
             return
-        totals = EpochTotals(self.module_, self._device())
+        totals = EpochTotals(self.module_, self._device(), self._sum_squares.get(prefix))
         self._set_training(training)
         self._nan_fallbacks, self._full_precision = 0, False
         hooked = self._overridden_by_callbacks("on_batch_begin", "on_batch_end")
@@ -243,6 +250,7 @@ class SAENet(NeuralNet):
     def _record_epoch(self, totals, prefix, training):
         """Write the epoch keys; those of held-out rows replace those of training."""
         values = totals.read(self.n_steps_ if training else None)
+        self._sum_squares[prefix] = values.sum_squares
         best = min((e.get(f"{prefix}_loss", math.inf) for e in self.history[:-1]), default=math.inf)
         self.history.record(f"{prefix}_loss", values.loss)
         self.history.record(f"{prefix}_loss_best", values.loss < best)
@@ -279,7 +287,9 @@ class SAENet(NeuralNet):
             self._finish_gradients(batch)
             return done["loss"]
 
-        if self.optimizer_scaler_ is None:
+        if self._steps_by_rows:
+            self._step_by_rows(closure)
+        elif self.optimizer_scaler_ is None:
             self.optimizer_.step(closure)
         else:
             self._scaled_step(closure)
@@ -311,6 +321,19 @@ class SAENet(NeuralNet):
         if self.dead_after and (self.device == "cpu" or self.n_steps_ % _DEAD_EVERY == 0):
             self.module_.find_dead(self.dead_after)
         self.criterion_.after_step(step["n_active"] / n, self.l0_time)
+
+    def _step_by_rows(self, closure):
+        """Step without gradients of matrices, where the backward pass leaves them as sums."""
+        module = self.module_
+        module.row_gradients = gradients = RowGradients()
+        try:
+            with torch.enable_grad():
+                closure()
+        finally:
+            module.row_gradients = None
+        for name, parameter in module.row_parameters().items():
+            gradients.step(name, parameter, self.optimizer_)
+        self.optimizer_.step()  # with what has a gradient
 
     def _scaled_step(self, closure):
         """Step with scaled gradients; if they overflow, again in full precision."""
@@ -364,8 +387,7 @@ class SAENet(NeuralNet):
     def _scaled(self, x, y, pull_in=False):
         """Give input and target in scaled units; an autoencoder's target is its input."""
         module = self.module_
-        u = x / module.input_scale
-        u = module.pull_in(u) if pull_in else u
+        u = module.scale_rows(x) if pull_in else x / module.input_scale
         if y is x:
             return u, u
         target = y / module.output_scale
@@ -380,16 +402,18 @@ class SAENet(NeuralNet):
     def _forward_stored(self, u, target):
         """Compute a step on stored codes; give None if this one is to run dense."""
         stored, module = self.stored_steps_, self.module_
-        buffer = stored.next_buffer(len(u), module)
-        if buffer is None:
+        workspace = stored.next_workspace(len(u), module)
+        if workspace is None:
             return None
         try:
-            codes, pre_codes, values, u_hats = module.forward_sparse(u, buffer, stored.check)
+            codes, pre_codes, values, u_hats, error = module.forward_sparse(
+                u, workspace, stored.check, target
+            )
         except TooManyStored:
             return None
-        loss = self.criterion_.sparse(module, target, u_hats, codes, pre_codes, values, u)
+        loss = self.criterion_.sparse(module, target, u_hats, error, codes, pre_codes, values, u)
         active = {"n_active": torch.count_nonzero(values), "fired": codes.fired(values)}
-        return {"loss": loss, "y_pred": u_hats[-1], "target": target} | active
+        return {"loss": loss, "y_pred": u_hats[-1], "target": target, "error": error} | active
 
     def _count_nan_fallback(self):
         self._nan_fallbacks += 1

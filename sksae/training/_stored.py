@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..kernels import DEVICES, name, serves
+from ..kernels import DEVICES, Workspace, name, serves
 
 # Below this width, and above this share of stored codes, dense products are faster. Those for
 # the CPU were measured; those for CUDA are estimates: a stored code moves about 16 bytes per
@@ -34,7 +34,7 @@ class StoredSteps:
         self.wanted, self.device = net.backend, net._device()
         self.obstacle = self._obstacle(net)
         self.precision = net.amp_dtype if self._rounds(net) else None
-        self.buffer: Tensor | None = None
+        self.workspace: Workspace | None = None
         self.n_steps = self.n_dense = 0
         self.next_try = 0
 
@@ -58,7 +58,7 @@ class StoredSteps:
         """Tell whether the encoder's product is the one thing computed in half precision."""
         return self.device.type == "cuda" and net.amp_dtype is torch.bfloat16
 
-    def next_buffer(self, n: int, module) -> Tensor | None:
+    def next_workspace(self, n: int, module) -> Workspace | None:
         """Give the memory for the pre-codes of a step, or None for one that runs dense."""
         if self.obstacle is not None:
             return None
@@ -66,10 +66,11 @@ class StoredSteps:
         if self.n_steps < self.next_try:
             self.n_dense += 1
             return None
-        if self.buffer is None or len(self.buffer) < n:
+        if self.workspace is None or len(self.workspace.memory) < n:
             shape = n, module.nb_concepts
-            self.buffer = module.decoder_bias.new_empty(shape, dtype=self.precision)
-        return self.buffer[:n]
+            memory = module.decoder_bias.new_empty(shape, dtype=self.precision)
+            self.workspace = Workspace(memory, screen=module.screens)
+        return self.workspace
 
     def check(self, n_stored: int, n_all: int) -> None:
         """Refuse, where there is a choice, codes of which too many are stored."""

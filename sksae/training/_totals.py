@@ -12,10 +12,14 @@ from ._data import rounding
 
 @dataclass(frozen=True)
 class EpochValues:
-    """The numbers of one pass: means over its rows, ``explained_variance`` of its rows."""
+    """The numbers of one pass: means over its rows, ``explained_variance`` of its rows.
+
+    ``sum_squares`` is that of its rows around their mean.
+    """
 
     loss: float
     n_batches: int
+    sum_squares: float
     explained_variance: float
     l0: float
     dead_fraction: float
@@ -28,10 +32,12 @@ class EpochTotals:
     ----------
     module : SAEModule
     device : torch.device
+    sum_squares : float, optional
+        That of the rows around their mean, where it is known from an earlier pass.
     """
 
-    def __init__(self, module, device: torch.device) -> None:
-        self.module = module
+    def __init__(self, module, device: torch.device, sum_squares: float | None = None) -> None:
+        self.module, self.known_sum_squares = module, sum_squares
         self.n_rows = self.n_batches = 0
         zero = torch.zeros((), dtype=torch.float64, device=device)
         self.loss, self.error, self.active = zero.clone(), zero.clone(), zero.clone()
@@ -46,18 +52,25 @@ class EpochTotals:
         u, n = step["target"], len(step["target"])
         loss = step["loss"].double()
         self.loss += n * loss
-        self.error += (u - step["y_pred"]).square().sum(dtype=torch.float64)
+        if "error" in step:
+            self.error += step["error"].double() * u.numel()
+        else:
+            self.error += (u - step["y_pred"]).square().sum(dtype=torch.float64)
         self.active += step["n_active"]
+        if self.known_sum_squares is None:
+            self._add_rows(u)
+        bad = ~torch.isfinite(loss) & (self.first_bad < 0)
+        self.first_bad = torch.where(bad, self.n_batches, self.first_bad)
+        self.n_rows += n
+        self.n_batches += 1
+
+    def _add_rows(self, u: Tensor) -> None:
         if self.n_batches == 0:
             # Near the mean, so that the difference of the two sums keeps its digits.
             self.shift = u.mean(dim=0)
         deviation = u - self.shift
         self.sum += deviation.sum(dim=0)
         self.sum_squares += deviation.square().sum(dim=0)
-        bad = ~torch.isfinite(loss) & (self.first_bad < 0)
-        self.first_bad = torch.where(bad, self.n_batches, self.first_bad)
-        self.n_rows += n
-        self.n_batches += 1
 
     def read(self, n_steps: int | None = None) -> EpochValues:
         """Read the totals from the device.
@@ -76,17 +89,21 @@ class EpochTotals:
         first_bad = int(self.first_bad)
         if n_steps is not None and first_bad >= 0:
             raise not_finite(n_steps - self.n_batches + first_bad)
-        total = float((self.sum_squares - self.sum.square() / n).sum())
-        if total <= n * len(self.sum) * rounding(self.shift.double()):
-            total = 0.0
+        total = self._sum_squares() if self.known_sum_squares is None else self.known_sum_squares
         dead = self.module.samples_since_fired >= n
         return EpochValues(
             loss=float(self.loss) / n,
             n_batches=self.n_batches,
+            sum_squares=total,
             explained_variance=_explained(float(self.error), total),
             l0=float(self.active) / n,
             dead_fraction=float(dead.double().mean()),
         )
+
+    def _sum_squares(self) -> float:
+        total = float((self.sum_squares - self.sum.square() / self.n_rows).sum())
+        tiny = self.n_rows * len(self.sum) * rounding(self.shift.double())
+        return total if total > tiny else 0.0
 
 
 def _explained(error: float, total: float) -> float:

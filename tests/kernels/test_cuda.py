@@ -11,7 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sksae import kernels
-from sksae.kernels import _cuda, _ops
+from sksae.kernels import Workspace, _cuda, _ops
 from sksae.losses import SAELoss, mse
 from sksae.modules import BatchTopKModule, JumpReLUModule, TopKModule
 from sksae.training._totals import EpochTotals
@@ -31,9 +31,9 @@ def take_step(module, optimizer):
     """Do on a device what a training step does between two reads."""
     loss_of = SAELoss(mse, auxk_coefficient=0.1)
     u = module.pull_in(torch.randn(N, D, device="meta") / module.input_scale)
-    buffer = torch.empty(N, M, device="meta")
-    codes, pre_codes, values, u_hats = module.forward_sparse(u, buffer, lambda *sizes: None)
-    loss = loss_of.sparse(module, u, u_hats, codes, pre_codes, values)
+    buffer = Workspace(torch.empty(N, M, device="meta"))
+    codes, pre_codes, values, u_hats, error = module.forward_sparse(u, buffer, lambda *sizes: None)
+    loss = loss_of.sparse(module, u, u_hats, error, codes, pre_codes, values)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
     optimizer.step()
@@ -106,10 +106,10 @@ def test_a_product_in_bfloat16_leaves_the_rest_in_full_precision(plain):
             module.linear_encoder.weight.copy_(digits.reshape(M, D) / 16)
             module.dictionary._weights.copy_(torch.nn.functional.normalize(torch.ones(M, D)))
         u = torch.eye(D)  # each pre-code is one weight
-        buffer = torch.empty(D, M, dtype=precision)
-        codes, _, values, (u_hat,) = module.forward_sparse(u, buffer, lambda *sizes: None)
+        buffer = Workspace(torch.empty(D, M, dtype=precision))
+        codes, _, values, (u_hat,), error = module.forward_sparse(u, buffer, lambda *sizes: None)
         assert values.dtype == u_hat.dtype == torch.float32
-        (u_hat - 0.1).square().sum().backward()
+        error.backward()
         results.append([values.detach(), u_hat.detach(), *(p.grad for p in module.parameters())])
     for full, half in zip(*results, strict=True):
         assert torch.equal(full, half)

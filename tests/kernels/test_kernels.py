@@ -9,6 +9,7 @@ from torch.nn.functional import normalize
 
 from sksae.kernels import (
     SparseCodes,
+    Workspace,
     _cpu,
     _cuda,
     _ops,
@@ -197,7 +198,7 @@ def test_values_and_gradients_are_those_of_autograd(dtype, n, m, d, k):
     u_hat = z @ normalize(atoms, dim=1) + center
     loss_of(u, u_hat, z).backward()
     center, weight, bias, atoms = ours
-    buffer = torch.full((n, m), torch.nan, dtype=dtype)
+    buffer = Workspace(torch.full((n, m), torch.nan, dtype=dtype))
     values, codes = encode(u, center, weight, bias, lambda pre: top_k(pre, k), buffer)
     u_hat2 = decode(codes, values, atoms, center)
     loss = (u - u_hat2).square().mean() + (values.abs() ** 1.5).sum() / z.numel()
@@ -212,7 +213,7 @@ def test_values_and_gradients_are_those_of_autograd(dtype, n, m, d, k):
 def test_rows_without_codes_and_no_codes_at_all(dtype):
     u, (center, weight, bias, atoms) = numbers(4, D, dtype=dtype), parameters(M, D, dtype)
     none = lambda pre: above(pre, pre.new_tensor(1e9))  # noqa: E731
-    values, codes = encode(u, center, weight, bias, none, u.new_empty(4, M))
+    values, codes = encode(u, center, weight, bias, none, Workspace(u.new_empty(4, M)))
     u_hat = decode(codes, values, atoms, center)
     assert torch.equal(u_hat, center.expand(4, D))
     (u_hat - u).square().sum().backward()
@@ -222,7 +223,9 @@ def test_rows_without_codes_and_no_codes_at_all(dtype):
 
 def test_a_gradient_that_is_not_contiguous(dtype):
     u, (center, weight, bias, atoms) = numbers(4, D, dtype=dtype), parameters(M, D, dtype)
-    values, codes = encode(u, center, weight, bias, lambda p: top_k(p, 3), u.new_empty(4, M))
+    values, codes = encode(
+        u, center, weight, bias, lambda p: top_k(p, 3), Workspace(u.new_empty(4, M))
+    )
     u_hat, other = decode(codes, values, atoms, center), numbers(D, 4, dtype=dtype, seed=5)
     (grad,) = torch.autograd.grad(u_hat, values, other.T)
     dense = other.T @ atoms.T

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from sksae.kernels import Workspace
 from sksae.modules import ArchetypalModule, load_overcomplete_sae
 
 D, C, P, DELTA = 6, 9, 12, 0.3
@@ -67,7 +68,7 @@ def test_stored_codes_give_what_dense_ones_give(module):
     for stored in (True, False):
         module.zero_grad()
         if stored:
-            buffer = torch.empty(20, C, dtype=torch.float64)
+            buffer = Workspace(torch.empty(20, C, dtype=torch.float64))
             (u_hat,) = module.forward_sparse(u, buffer, lambda *_: None)[3]
         else:
             u_hat = module.forward_scaled(u)[2]

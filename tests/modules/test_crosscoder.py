@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from sksae.kernels import Workspace
 from sksae.losses import SAELoss, mse
 from sksae.modules import CrosscoderModule
 
@@ -66,10 +67,10 @@ def dense_loss(module, u):
 
 
 def stored_loss(module, u):
-    buffer = torch.empty(N, C, dtype=u.dtype)
-    codes, pre_codes, values, u_hats = module.forward_sparse(u, buffer, lambda *_: None)
+    buffer = Workspace(torch.empty(N, C, dtype=u.dtype))
+    codes, pre_codes, values, u_hats, error = module.forward_sparse(u, buffer, lambda *_: None)
     kept = values if codes.kept is None else values * codes.kept
-    loss = SAELoss(mse).sparse(module, u, u_hats, codes, pre_codes, values)
+    loss = SAELoss(mse).sparse(module, u, u_hats, error, codes, pre_codes, values)
     return loss, codes.dense(kept.detach())
 
 
@@ -119,7 +120,7 @@ def test_evaluation_uses_the_threshold_of_ranks(module, u):
     module.finish([u])
     module.eval()
     codes = module.encode_scaled(u)[1]
-    buffer = torch.empty(N, C, dtype=u.dtype)
+    buffer = Workspace(torch.empty(N, C, dtype=u.dtype))
     sparse, values = module.encode_sparse(u * module.input_scale, buffer)
     np.testing.assert_allclose(
         sparse.dense(values).detach().numpy(), (codes * module.code_scale).detach().numpy()

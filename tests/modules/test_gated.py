@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from sksae.kernels import Workspace
 from sksae.losses import SAELoss, gate_l1, gate_reconstruction, mse
 from sksae.modules import GatedModule
 
@@ -85,9 +86,9 @@ def dense_loss(module, u):
 
 
 def stored_loss(module, u):
-    buffer = torch.empty(N, C, dtype=u.dtype)
-    codes, pre_codes, values, u_hats = module.forward_sparse(u, buffer, lambda *_: None)
-    loss = criterion().sparse(module, u, u_hats, codes, pre_codes, values)
+    buffer = Workspace(torch.empty(N, C, dtype=u.dtype))
+    codes, pre_codes, values, u_hats, error = module.forward_sparse(u, buffer, lambda *_: None)
+    loss = criterion().sparse(module, u, u_hats, error, codes, pre_codes, values)
     return loss, codes.dense(values.detach())
 
 
@@ -142,8 +143,8 @@ def test_penalty_weighs_norms_that_are_not_one_as_constants(u):
 
 
 def test_a_frozen_dictionary_gets_no_gradient_from_stored_gates(module, u):
-    buffer = torch.empty(N, C, dtype=u.dtype)
-    codes, gates, _, _ = module.forward_sparse(u, buffer, lambda *_: None)
+    buffer = Workspace(torch.empty(N, C, dtype=u.dtype))
+    codes, gates, *_ = module.forward_sparse(u, buffer, lambda *_: None)
     module.decode_frozen(codes, gates).square().sum().backward()
     assert module.dictionary._weights.grad is None
     assert module.linear_encoder.weight.grad.abs().max() > 0

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from sksae.kernels import Workspace
 from sksae.losses import SAELoss, mse, prefix_reconstruction
 from sksae.modules import BatchTopKModule, MatryoshkaModule
 
@@ -66,12 +67,14 @@ def dense_loss(module, u):
 
 
 def forward_stored(module, u):
-    return module.forward_sparse(u, torch.empty(len(u), C, dtype=u.dtype), lambda *_: None)
+    return module.forward_sparse(
+        u, Workspace(torch.empty(len(u), C, dtype=u.dtype)), lambda *_: None
+    )
 
 
 def stored_loss(module, u):
-    codes, pre_codes, values, u_hats = forward_stored(module, u)
-    loss = criterion().sparse(module, u, u_hats, codes, pre_codes, values)
+    codes, pre_codes, values, u_hats, error = forward_stored(module, u)
+    loss = criterion().sparse(module, u, u_hats, error, codes, pre_codes, values)
     return loss, codes.dense(values.detach())
 
 
@@ -90,7 +93,7 @@ def test_loss_codes_and_gradients_are_the_papers(compute, u):
 
 def test_stored_reconstructions_are_those_of_the_prefixes(u):
     module = build()
-    codes, _, values, u_hats = forward_stored(module, u)
+    codes, _, values, u_hats, _ = forward_stored(module, u)
     z = codes.dense(values)
     assert len(u_hats) == len(PREFIXES)
     for m, u_hat in zip(PREFIXES, u_hats, strict=True):
@@ -111,7 +114,7 @@ def test_a_batch_without_active_codes_is_the_bias(u):
     module = build()
     with torch.no_grad():
         module.linear_encoder.bias -= 100
-    codes, _, values, u_hats = forward_stored(module, u)
+    codes, _, values, u_hats, _ = forward_stored(module, u)
     assert len(values) == 0
     for u_hat in u_hats:
         assert torch.equal(u_hat, module.decoder_bias.expand(N, -1))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from sksae.kernels import Workspace
 from sksae.losses import SAELoss, mse
 from sksae.modules import TranscoderModule
 
@@ -74,9 +75,11 @@ def dense_loss(module, u, v):
 
 
 def stored_loss(module, u, v):
-    buffer = torch.empty(N, C, dtype=u.dtype)
-    codes, pre_codes, values, v_hats = module.forward_sparse(u, buffer, lambda *_: None)
-    loss = SAELoss(mse, [], AUXK, K_AUX).sparse(module, v, v_hats, codes, pre_codes, values, u)
+    buffer = Workspace(torch.empty(N, C, dtype=u.dtype))
+    codes, pre_codes, values, v_hats, error = module.forward_sparse(u, buffer, lambda *_: None, v)
+    loss = SAELoss(mse, [], AUXK, K_AUX).sparse(
+        module, v, v_hats, error, codes, pre_codes, values, u
+    )
     return loss, codes.dense(values.detach()), v_hats[-1]
 
 

@@ -1,0 +1,103 @@
+"""Compiled loops of a training step other than selection: rows in, errors, optimizer."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ._numba import _jit
+
+
+@_jit
+def scale_rows(x, scale, center, limit, out, start, stop):
+    """Divide rows by a scale; move those farther from the center than the limit onto it."""
+    d = x.shape[1]
+    for i in range(start, stop):
+        total = x.dtype.type(0)
+        for f in range(d):
+            value = x[i, f] / scale
+            out[i, f] = value
+            total += (value - center[f]) * (value - center[f])
+        distance = np.sqrt(total)
+        if distance > limit:
+            share = limit / distance
+            for f in range(d):
+                out[i, f] = center[f] + (out[i, f] - center[f]) * share
+
+
+@_jit
+def reconstruct(
+    indptr, columns, values, dictionary, bias, target, x_hat, error, slopes, start, stop
+):
+    """Decode rows; give what they are off a target and its products with their dictionary rows."""
+    d = dictionary.shape[1]
+    for i in range(start, stop):
+        for f in range(d):
+            x_hat[i, f] = bias[f]
+        for at in range(indptr[i], indptr[i + 1]):
+            j, value = columns[at], values[at]
+            for f in range(d):
+                x_hat[i, f] += value * dictionary[j, f]
+        for f in range(d):
+            error[i, f] = x_hat[i, f] - target[i, f]
+        for at in range(indptr[i], indptr[i + 1]):
+            j, total = columns[at], error.dtype.type(0)
+            for f in range(d):
+                total += error[i, f] * dictionary[j, f]
+            slopes[at] = total
+
+
+@_jit
+def adam_rows(
+    rows, mean, square, starts, index, weights, table, extra, extra_rows, tangent,
+    rate, beta1, beta2, eps, root, start, stop,
+):  # fmt: skip
+    """Take a step of Adam on rows whose gradients are sums of rows of a table.
+
+    Parameters
+    ----------
+    rows, mean, square : ndarray of shape (m, d)
+        Changed: the parameter and the running moments of its gradient.
+    starts : ndarray of int32, shape (m + 1,)
+        The gradient of row j has the entries ``starts[j]`` to ``starts[j + 1]``.
+    index : ndarray of int32, shape (n_entries,)
+        Rows of the table.
+    weights : ndarray of shape (n_entries,)
+    table : ndarray of shape (n, d)
+    extra : ndarray of int64, shape (n_extra,)
+        Rows, in order, that have a further part of their gradient.
+    extra_rows : ndarray of shape (n_extra, d)
+        That part.
+    tangent : bool
+        Whether the rows have unit norm, and the part of the gradient along a row is left out.
+    rate, beta1, beta2, eps, root : float
+        The rate divided by the first moment's correction, the rest as Adam has them, and the
+        square root of the second moment's correction; in the precision of the rows.
+    start, stop : int
+        The rows to work on.
+    """
+    d, one = rows.shape[1], rows.dtype.type(1)
+    gradient = np.empty(d, dtype=rows.dtype)
+    at_extra = np.searchsorted(extra, start)
+    for j in range(start, stop):
+        for f in range(d):
+            gradient[f] = 0
+        for at in range(starts[j], starts[j + 1]):
+            i, weight = index[at], weights[at]
+            for f in range(d):
+                gradient[f] += weight * table[i, f]
+        if tangent and starts[j] < starts[j + 1]:
+            along = one - one
+            for f in range(d):
+                along += gradient[f] * rows[j, f]
+            for f in range(d):
+                gradient[f] -= along * rows[j, f]
+        if at_extra < len(extra) and extra[at_extra] == j:
+            for f in range(d):
+                gradient[f] += extra_rows[at_extra, f]
+            at_extra += 1
+        for f in range(d):
+            g = gradient[f]
+            m = mean[j, f] + (one - beta1) * (g - mean[j, f])
+            v = beta2 * square[j, f] + (one - beta2) * g * g
+            mean[j, f], square[j, f] = m, v
+            rows[j, f] -= rate * m / (np.sqrt(v) / root + eps)

@@ -1,0 +1,114 @@
+"""Gradients with a row per concept that are never written out, and steps of Adam from them.
+
+The gradient of the encoder or of the dictionary, of shape (m, d), has in each row a sum of few
+rows of a table (n, d), the batch or its error. An optimizer that goes through the rows can add
+them up as it comes to them, which saves writing and reading the whole gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from . import _cpu
+from ._codes import SparseCodes
+from ._threads import split
+
+
+@dataclass
+class Sums:
+    """Row j of a gradient: ``weights[a:b] @ table[index[a:b]]`` with a, b from ``starts[j:j+2]``.
+
+    With ``tangent``, its part along row j of the parameter, of unit norm, is to be left out.
+    """
+
+    starts: Tensor
+    index: Tensor
+    weights: Tensor
+    table: Tensor
+    tangent: bool
+
+
+@dataclass
+class RowGradients:
+    """What a backward pass leaves instead of gradients, by "encoder" and "dictionary"."""
+
+    sums: dict[str, Sums] = field(default_factory=dict)
+    parts: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def add(
+        self, name: str, codes: SparseCodes, weights: Tensor, table: Tensor, tangent: bool
+    ) -> None:
+        """Leave the gradient that stored codes give: their transpose times a table."""
+        starts, rows, order = codes.by_concept
+        self.sums[name] = Sums(starts, rows, weights[order], table, tangent)
+
+    def take(self, name: str, parameter: Tensor, index: Tensor) -> Tensor:
+        """Give some rows of a parameter, in ascending order, whose gradient is kept apart."""
+        if not parameter.requires_grad:
+            return parameter.index_select(0, index)
+        rows = parameter.detach().index_select(0, index).requires_grad_()
+        self.parts[name] = index, rows
+        return rows
+
+    def step(self, name: str, parameter: Tensor, optimizer: torch.optim.Adam) -> None:
+        """Take the optimizer's step with a parameter, or give the parameter its gradient."""
+        index, rows = self.parts.get(name, (None, None))
+        extra = None if rows is None else rows.grad
+        if name in self.sums:
+            adam_rows_(parameter, self.sums[name], index, extra, optimizer)
+        elif extra is not None:
+            parameter.grad.index_add_(0, index, extra)
+
+
+def steps_by_rows(optimizer: torch.optim.Optimizer) -> bool:
+    """Tell whether `adam_rows_` can take the steps of an optimizer."""
+    if type(optimizer) is not torch.optim.Adam or len(optimizer.param_groups) != 1:
+        return False
+    group = optimizer.param_groups[0]
+    flags = ("weight_decay", "amsgrad", "maximize", "capturable", "differentiable")
+    on_cpu = all(p.device.type == "cpu" for p in group["params"])
+    return on_cpu and not any(group[flag] for flag in flags) and _cpu.compiled() is not None
+
+
+@torch.no_grad()
+def adam_rows_(
+    parameter: Tensor,
+    sums: Sums,
+    index: Tensor | None,
+    extra: Tensor | None,
+    optimizer: torch.optim.Adam,
+) -> None:
+    """Take the step of Adam that a gradient given as sums leads to, with one parameter.
+
+    Parameters
+    ----------
+    parameter : Tensor of shape (m, d)
+        Of the optimizer, whose state for it is used and kept.
+    sums : Sums
+        Its gradient.
+    index, extra : Tensor of shape (n_extra,) and (n_extra, d), or None
+        Rows, ascending, that have a further part of their gradient, and that part.
+    optimizer : torch.optim.Adam
+        One of those that `steps_by_rows` tells.
+    """
+    (group,), state = optimizer.param_groups, optimizer.state[parameter]
+    if not state:
+        state["step"] = torch.zeros((), dtype=torch.float32)
+        state["exp_avg"], state["exp_avg_sq"] = (torch.zeros_like(parameter) for _ in range(2))
+    state["step"] += 1
+    number = parameter.detach().numpy().dtype.type
+    beta1, beta2 = (float(beta) for beta in group["betas"])
+    n = float(state["step"])
+    rate = float(group["lr"]) / (1 - beta1**n)
+    numbers = (rate, beta1, beta2, float(group["eps"]), math.sqrt(1 - beta2**n))
+    if index is None or extra is None:
+        index, extra = torch.zeros(0, dtype=torch.int64), parameter.new_zeros(0, parameter.shape[1])
+    tensors = (parameter.detach(), state["exp_avg"], state["exp_avg_sq"])
+    tensors += (sums.starts, sums.index, sums.weights, sums.table, index, extra)
+    arrays = [t.contiguous().numpy() for t in tensors]
+    given = (*arrays, sums.tangent, *(number(value) for value in numbers))
+    split(lambda a, b: _cpu.step_loops().adam_rows(*given, a, b), len(parameter), 4)

@@ -1,0 +1,211 @@
+"""The encoder's product in small integers, which tells where the large pre-codes are.
+
+Rows ``c`` and weights ``W`` are rounded to 8-bit integers, each row by its own scale. Where a
+processor multiplies such integers faster than floats, their product finds the pre-codes that
+may be selected; these few are then computed in full precision. A pre-code's rounding has about
+the standard deviation::
+
+    sqrt((|c - rounded c|^2 |W_j|^2 + |c|^2 |W_j - rounded W_j|^2) / n_features)
+
+and what lies within 8 of them below the cut is computed anew, with the largest norms of all
+rows of W in place of those of row j. So what is selected is what a product in full precision
+selects; a row with few very large features, whose rounding is coarse, only costs more.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._codes import SparseCodes, indptr_of
+from ._threads import split
+
+# Deviations of the rounding of a pre-code within which it counts as level with the cut.
+_LEVEL = 8.0
+# Sizes from which it is faster, and the share of the pre-codes computed anew up to which it is.
+_FEWEST_CONCEPTS, _FEWEST_FEATURES, _FEWEST_ROWS = 1024, 64, 16
+LARGEST_SHARE = 1 / 16
+# Batches until it is tried again after one with a larger share.
+_PAUSE = 32
+
+
+@functools.cache
+def loops():
+    """Give the module of compiled loops, or None where there is no use for them."""
+    supported = getattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    if not supported() or not hasattr(torch, "_int_mm"):
+        return None
+    try:
+        from . import _numba_screen
+    except ImportError:
+        return None
+    return _numba_screen
+
+
+class Rounded:
+    """Rows of shape (n, d) as 8-bit integers, with scales and with norms of what is lost."""
+
+    def __init__(self, rows: Tensor) -> None:
+        rows = rows.detach().contiguous()
+        self.rows, n = rows, len(rows)
+        self.whole = torch.empty(rows.shape, dtype=torch.int8)
+        self.scale, self.norm, self.rest = rows.new_empty(3, n)
+        arrays = [t.numpy() for t in (rows, self.whole, *self.each)]
+        split(lambda a, b: loops().round_rows(*arrays, a, b), n, 4)
+
+    @property
+    def each(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Scale, norm and norm of the loss of each row, shape (n,)."""
+        return self.scale, self.norm, self.rest
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all entries are, and not so large that their squares are not."""
+        return bool(self.norm.isfinite().all())
+
+
+class Screened:
+    """Pre-codes (n, m) of which only those that matter are computed in full precision."""
+
+    def __init__(self, workspace: Workspace, c: Rounded, table: Rounded, bias: Tensor) -> None:
+        self.workspace, self.c, self.table, self.bias = workspace, c, table, bias.detach()
+        self.shape = len(c.rows), len(table.rows)
+        self.dtype, self.device = bias.dtype, bias.device
+        self.products = workspace.memory[: len(c.rows)].view(torch.int32)
+        torch._int_mm(c.whole, table.whole.T, out=self.products)
+        self._full: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def new_zeros(self, shape) -> Tensor:
+        """Give zeros as a tensor of pre-codes does."""
+        return self.bias.new_zeros(shape)
+
+    def dense(self) -> Tensor:
+        """Give all pre-codes in full precision; and for a while have others do so at once."""
+        if self._full is None:  # in the memory of the products, which are gone then
+            self.workspace.pause = _PAUSE
+            self._full = self.workspace.full(self.c.rows, self.table.rows, self.bias)
+        return self._full
+
+    @functools.cached_property
+    def _arrays(self) -> dict[str, np.ndarray]:
+        c, table = self.c, self.table
+        of_rows, of_table = c.rest * table.norm.max(), c.norm * table.rest.max()
+        deviation = torch.hypot(of_rows, of_table) / math.sqrt(c.rows.shape[1])
+        tensors = {
+            "acc": self.products,
+            "rows": c.rows,
+            "inverse": 1 / c.scale,
+            "margin": _LEVEL * deviation / c.scale,
+            "weight": table.rows,
+            "bias": self.bias,
+            "table": table.scale,
+        }
+        return {name: tensor.numpy() for name, tensor in tensors.items()}
+
+    def top_k(self, k: int) -> tuple[SparseCodes, Tensor] | None:
+        """Select as `_cpu.top_k` does; None if a product in full precision is to do it."""
+        n, m = self.shape
+        if self._full is not None or k > LARGEST_SHARE * m:
+            return None
+        values, columns = self.bias.new_empty(n, k), torch.empty(n, k, dtype=torch.int32)
+        counts, tried = torch.empty(2, n, dtype=torch.int64)
+        out = [t.numpy() for t in (columns, values, counts, tried)]
+        arrays = self._arrays.values()
+        split(lambda a, b: loops().top_k(*arrays, k, *out, a, b), n, 4)
+        if int(tried.sum()) > LARGEST_SHARE * n * m:
+            self.workspace.pause = _PAUSE
+        if bool((counts < k).any()):
+            kept = torch.arange(k) < counts[:, None]
+            return SparseCodes(indptr_of(counts), columns[kept], m), values[kept]
+        return SparseCodes(indptr_of(counts), columns.flatten(), m), values.flatten()
+
+    def above(self, cut: Tensor) -> tuple[SparseCodes, Tensor] | None:
+        """Select as `_cpu.above` does; None if a product in full precision is to do it."""
+        if self._full is not None:
+            return None
+        (n, m), arrays, cuts = self.shape, self._arrays, cut.numpy()
+        counts = torch.empty(n, dtype=torch.int64)
+        names = ("acc", "inverse", "margin", "bias", "table")
+        given = (*(arrays[name] for name in names), cuts, counts.numpy())
+        split(lambda a, b: loops().count_above(*given, a, b), n, 4)
+        if int(counts.sum()) > LARGEST_SHARE * n * m:
+            return None
+        indptr = indptr_of(counts)
+        columns = torch.empty(int(indptr[-1]), dtype=torch.int32)
+        values = self.bias.new_empty(len(columns))
+        filled = (*arrays.values(), cuts, *(t.numpy() for t in (indptr, columns, values)))
+        split(lambda a, b: loops().fill_above(*filled, a, b), n, 4)
+        kept = ~values.isnan()
+        return SparseCodes(indptr, columns, m).keep(kept), values[kept]
+
+
+class Workspace:
+    """Memory for the pre-codes of batches, and the way they are computed.
+
+    Parameters
+    ----------
+    memory : Tensor of shape (n_max, m)
+        Overwritten. Its precision is that of the product.
+    screen : bool, default=False
+        Whether pre-codes may be `Screened`, where that is faster.
+    constant : bool, default=False
+        Whether all batches have the same weights.
+    """
+
+    def __init__(self, memory: Tensor, *, screen: bool = False, constant: bool = False) -> None:
+        self.memory, self.constant = memory, constant
+        wide = memory.shape[1] >= _FEWEST_CONCEPTS and memory.dtype == torch.float32
+        self.screens = screen and wide and memory.device.type == "cpu" and loops() is not None
+        self.n_screened = self.pause = 0
+        self._table: Rounded | None = None
+
+    def pre_codes(self, c: Tensor, weight: Tensor, bias: Tensor) -> Tensor | Screened:
+        """Give ``c @ weight.T + bias``, or where its large entries are.
+
+        Parameters
+        ----------
+        c : Tensor of shape (n, d)
+            At most as many rows as the memory has.
+        weight, bias : Tensor of shape (m, d) and (m,)
+
+        Returns
+        -------
+        Tensor or Screened
+            For the selecting functions of this package.
+        """
+        screened = self._screened(c, weight, bias)
+        return self.full(c, weight, bias) if screened is None else screened
+
+    def full(self, c: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Give ``c @ weight.T + bias``, shape (n, m), in the precision of the memory."""
+        b, x, w = (t.to(self.memory.dtype) for t in (bias, c, weight))
+        return torch.addmm(b, x, w.T, out=self.memory[: len(c)])
+
+    def _screened(self, c: Tensor, weight: Tensor, bias: Tensor) -> Screened | None:
+        n, d = c.shape
+        if not self.screens or d < _FEWEST_FEATURES or n < _FEWEST_ROWS:
+            return None
+        if self.pause:
+            self.pause -= 1
+            return None
+        if self._table is None or not self.constant:
+            self._table = Rounded(weight)
+        rounded = Rounded(c)
+        if not (rounded.is_finite and self._table.is_finite and bool(bias.isfinite().all())):
+            return None
+        self.n_screened += 1
+        return Screened(self, rounded, self._table, bias)
+
+
+def or_dense(select: Callable, pre: Screened, *arguments) -> tuple:
+    """Select from screened pre-codes, or from all of them where that is called for."""
+    chosen = getattr(pre, select.__name__)(*arguments)
+    return select(pre.dense(), *arguments) if chosen is None else chosen
