@@ -3,14 +3,28 @@
 import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from sksae import BatchTopKSAE, GatedSAE, JumpReLUSAE, MatryoshkaSAE, TopKSAE, VanillaSAE
+from sksae import (
+    BatchTopKSAE,
+    FrozenDecoderSAE,
+    FrozenEncoderSAE,
+    GatedSAE,
+    JumpReLUSAE,
+    MatryoshkaSAE,
+    RandomSAE,
+    SoftFrozenSAE,
+    TopKSAE,
+    VanillaSAE,
+)
 
 VARIANTS = (VanillaSAE, TopKSAE, BatchTopKSAE, JumpReLUSAE, GatedSAE, MatryoshkaSAE)
+CONTROLS = (FrozenDecoderSAE, SoftFrozenSAE, FrozenEncoderSAE, RandomSAE)
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
 @parametrize_with_checks(
-    [cls() for cls in VARIANTS] + [cls(sparse_output=False) for cls in VARIANTS[:4]]
+    [cls() for cls in VARIANTS]
+    + [cls(32, top_k=4, nb_epochs=2) for cls in CONTROLS]
+    + [cls(sparse_output=False) for cls in VARIANTS[:4]]
 )
 def test_scikit_learn_check(estimator, check):
     check(estimator)

@@ -2,6 +2,7 @@
 
 from ._base import BaseSAE
 from ._batchtopk import BatchTopKSAE
+from ._controls import FrozenDecoderSAE, FrozenEncoderSAE, RandomSAE, SoftFrozenSAE
 from ._fit_many import fit_many
 from ._gated import GatedSAE
 from ._jumprelu import JumpReLUSAE
@@ -12,9 +13,13 @@ from ._vanilla import VanillaSAE
 __all__ = [
     "BaseSAE",
     "BatchTopKSAE",
+    "FrozenDecoderSAE",
+    "FrozenEncoderSAE",
     "GatedSAE",
     "JumpReLUSAE",
     "MatryoshkaSAE",
+    "RandomSAE",
+    "SoftFrozenSAE",
     "TopKSAE",
     "VanillaSAE",
     "fit_many",

@@ -1,6 +1,7 @@
 """Torch modules of the sparse autoencoders: overcomplete's classes, mended and completed."""
 
 from ._base import VECTOR_ENCODERS, Dictionary, SAEModule
+from ._controls import FrozenDecoderModule, FrozenEncoderModule, RandomModule, SoftFrozenModule
 from ._gated import GatedModule
 from ._jumprelu import KERNELS, jump_relu, step
 from ._matryoshka import MatryoshkaModule
@@ -12,10 +13,14 @@ __all__ = [
     "VECTOR_ENCODERS",
     "BatchTopKModule",
     "Dictionary",
+    "FrozenDecoderModule",
+    "FrozenEncoderModule",
     "GatedModule",
     "JumpReLUModule",
     "MatryoshkaModule",
+    "RandomModule",
     "SAEModule",
+    "SoftFrozenModule",
     "TopKModule",
     "VanillaModule",
     "jump_relu",
