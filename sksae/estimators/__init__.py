@@ -7,6 +7,8 @@ from ._fit_many import fit_many
 from ._gated import GatedSAE
 from ._jumprelu import JumpReLUSAE
 from ._matryoshka import MatryoshkaSAE
+from ._shuffled import ShuffledActivations
+from ._stable import StableConcepts
 from ._topk import TopKSAE
 from ._vanilla import VanillaSAE
 
@@ -19,7 +21,9 @@ __all__ = [
     "JumpReLUSAE",
     "MatryoshkaSAE",
     "RandomSAE",
+    "ShuffledActivations",
     "SoftFrozenSAE",
+    "StableConcepts",
     "TopKSAE",
     "VanillaSAE",
     "fit_many",
