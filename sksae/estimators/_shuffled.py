@@ -23,7 +23,8 @@ class ShuffledActivations(SAEWrapper):
     estimator : BaseSAE
         The SAE; a clone is fitted.
     random_state : int, RandomState instance or None, default=None
-        Of the shuffling. An int, with one in the SAE, makes a fit repeatable.
+        Of the shuffling, and of the SAE where it has none of its own. An int makes a fit
+        repeatable.
 
     Attributes
     ----------
@@ -69,7 +70,11 @@ class ShuffledActivations(SAEWrapper):
         self.random_state = random_state
 
     def _fit_estimator(self, X, rows):
-        self.estimator_ = self._clone().fit(shuffled_columns(X, self.random_state))
+        rng = check_random_state(self.random_state)
+        shuffled = shuffled_columns(X, rng)
+        own = self.random_state is None or self.estimator.random_state is not None
+        seed = None if own else rng.randint(np.iinfo(np.int32).max)
+        self.estimator_ = self._clone(seed).fit(shuffled)
 
 
 def shuffled_columns(X, random_state):

@@ -11,6 +11,7 @@ from scipy import sparse
 from scipy.optimize import linear_sum_assignment
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
 
 from .._sklearn import Interval, StrOptions
 from ..activations._rows import with_rows
@@ -54,8 +55,9 @@ class StableConcepts(SAEWrapper):
         stability is that of the covariance or of chance. "shuffled": fitted to ``X`` with
         each column shuffled by itself, as in `ShuffledActivations`, which keeps concepts
         along the axes. "random": nothing is fitted; the directions are drawn as those of
-        ``FrozenDecoderSAE(init="covariance")``. Cheap, but more lenient: what fits to
-        concept-free data have in common is not in it.
+        ``FrozenDecoderSAE(init="covariance")``. Cheap, but too lenient: what several fits to
+        rows without concepts have in common is not in it. On Gaussian noise it kept 28 % to
+        44 % of 64 concepts, "gaussian" 3 % to 9 %.
     control_rate : float, default=0.05
         Share of the control's concepts that may be at least as stable as the threshold.
     matching : {"one_to_one", "max"}, default="one_to_one"
@@ -118,12 +120,15 @@ class StableConcepts(SAEWrapper):
     --------
     >>> from sksae import StableConcepts, TopKSAE
     >>> from sksae.datasets import make_activations
-    >>> X, features = make_activations(2000, 32, 16, n_active=2, random_state=0)
-    >>> sae = TopKSAE(32, top_k=2, batch_size=64, random_state=0)
-    >>> stable = StableConcepts(sae, n_seeds=3, random_state=0).fit(X)
-    >>> bool((stable.stability_ > 0.9).mean() > 0.8)
+    >>> X, features = make_activations(1000, 16, 8, n_active=2, random_state=0)
+    >>> sae = TopKSAE(16, top_k=2, batch_size=64)
+    >>> stable = StableConcepts(sae, n_seeds=2, random_state=0).fit(X)
+    >>> [name for name in stable.get_feature_names_out()] == [
+    ...     f"topksae{concept}" for concept in stable.get_support(indices=True)
+    ... ]
     True
-    >>> stable.transform(X).shape[1] == stable.support_.sum() < 32
+    >>> cosines = (stable.components_ @ features.T).max(axis=1)  # to what was planted
+    >>> bool(cosines.mean() > 0.9)
     True
     """
 
@@ -236,8 +241,6 @@ class StableConcepts(SAEWrapper):
         ndarray
             Mask of shape (nb_concepts,), or ascending numbers of shape (n_kept,).
         """
-        from sklearn.utils.validation import check_is_fitted
-
         check_is_fitted(self)
         return self._kept if indices else self.support_
 
