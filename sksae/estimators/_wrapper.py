@@ -254,4 +254,4 @@ class SAEWrapper(MetaEstimatorMixin, TransformerMixin, BaseEstimator, metaclass=
         return tags
 
 
-BaseSAE.register(SAEWrapper)
+BaseSAE.register(SAEWrapper)  # type: ignore[type-abstract]
