@@ -59,7 +59,7 @@ class StableConcepts(SAEWrapper):
         rows without concepts have in common is not in it. On Gaussian noise it kept 28 % to
         44 % of 64 concepts, "gaussian" 3 % to 9 %.
     control_rate : float, default=0.05
-        Share of the control's concepts that may be at least as stable as the threshold.
+        Share of the control's concepts, at most, that exceed the threshold.
     matching : {"one_to_one", "max"}, default="one_to_one"
         Whether each concept has a partner of its own in another fit, by the matching with
         the largest sum of cosines, or the nearest one, which several may share. The former
@@ -172,7 +172,7 @@ class StableConcepts(SAEWrapper):
         live, threshold, control = is_live(saes[0], X.shape[0]), self.threshold, None
         if threshold == "auto":
             control = self._control_stabilities(X, saes[0], rng)
-            threshold = np.quantile(control, 1 - self.control_rate)
+            threshold = np.quantile(control, 1 - self.control_rate, method="higher")
         self.estimator_, self.stabilities_ = saes[0], stabilities
         self.control_stabilities_, self.stability_threshold_ = control, float(threshold)
         # Above what the control reaches, or at least what was asked for.

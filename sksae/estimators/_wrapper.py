@@ -178,7 +178,7 @@ class SAEWrapper(MetaEstimatorMixin, TransformerMixin, BaseEstimator, metaclass=
             Codes in input units, on the device of ``x``.
         """
         check_is_fitted(self)
-        return self.estimator_.encode(x)[:, self._kept]
+        return self.estimator_.encode(x)[..., self._kept]
 
     def decode(self, z):
         """Decode a tensor of codes, with gradients.
