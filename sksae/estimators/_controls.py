@@ -197,8 +197,8 @@ class SoftFrozenSAE(_Control):
         Mean number of active concepts per sample, at most ``nb_concepts``.
     min_cosine : float, default=0.8
         Smallest cosine of a dictionary row to its start, up to rounding, above 0 and at
-        most 1. With 1 the rows do not move at all. A changed value holds from the next
-        training step on.
+        most 1, with which the rows move by no more than rounding. A changed value holds
+        from the next training step on.
     init : {"random", "covariance"}, default="random"
         The start, as in `FrozenDecoderSAE`.
     threshold_momentum : float, default=0.9

@@ -15,7 +15,7 @@ from sksae import (
     SoftFrozenSAE,
 )
 from sksae.datasets import make_activations
-from sksae.kernels import _cpu, _cuda, _ops
+from sksae.kernels import _cuda, _ops
 from sksae.modules._controls import turned_back
 
 M, D = 40, 12
@@ -38,7 +38,7 @@ def start():
 
 
 def control(cls, start=None, **params):
-    own = {"top_k": 4, "nb_epochs": 4, "batch_size": 100, "random_state": 0, "device": "cpu"}
+    own = {"top_k": 4, "nb_epochs": 3, "batch_size": 100, "random_state": 0, "device": "cpu"}
     if start is not None:
         own["dictionary_params"] = {"initializer": start}
     return cls(M, **own | params)
@@ -54,7 +54,7 @@ def check_held(sae, start):
         cosines = (sae.components_ * start).sum(axis=1)
         assert cosines.min() == pytest.approx(sae.min_cosine, abs=1e-6)
     else:
-        held = np.allclose(sae.components_, directions(start), rtol=0, atol=1e-7)
+        held = np.allclose(sae.components_, directions(start), rtol=0, atol=1e-6)
         assert held == isinstance(sae, DECODER_HELD)
     weight = sae.module_.linear_encoder.weight.detach().numpy()
     held = np.allclose(directions(weight), directions(start), rtol=0, atol=1e-6)
@@ -67,12 +67,10 @@ def check_held(sae, start):
 
 
 @pytest.mark.parametrize("cls", CONTROLS)
-@pytest.mark.parametrize("loops", ["numba", "torch", "cuda"])
+@pytest.mark.parametrize("loops", ["numba", "cuda"])
 def test_steps_on_stored_codes_are_those_of_plain_torch(cls, loops, rows, start, monkeypatch):
     if loops == "numba":
         pytest.importorskip("numba")
-    elif loops == "torch":
-        monkeypatch.setattr(_cpu, "compiled", lambda: None)
     else:  # what is computed on CUDA devices, in plain torch
         monkeypatch.setattr(_ops, "module_for", lambda device: _cuda)
         monkeypatch.setattr(_cuda, "compiled", lambda: None)
@@ -109,22 +107,22 @@ def test_nothing_moves_what_is_frozen(cls, params, rows, start):
         assert (sae.components_ * start).sum(axis=1).min() > 0.99 - 1e-6
     else:
         check_held(sae, start)
+    before = sae.components_
     twin = pickle.loads(pickle.dumps(sae)).partial_fit(rows.astype(np.float32))
     again = sae.partial_fit(rows.astype(np.float32))
     np.testing.assert_array_equal(twin.components_, again.components_)
     if cls in DECODER_HELD:
-        np.testing.assert_allclose(again.components_, start, rtol=0, atol=1e-7)
+        np.testing.assert_array_equal(again.components_, before)  # bit by bit
     if cls is SoftFrozenSAE:
         assert (again.components_ * start).sum(axis=1).min() > 0.99 - 1e-6
 
 
-def test_dead_concepts_of_a_frozen_decoder_are_revived_by_their_encoder_rows(rows, start):
+def test_the_auxiliary_loss_trains_encoder_rows_not_the_frozen_dictionary(rows, start):
     params = {"nb_epochs": 8, "dead_after": 200, "top_k": 2}
     without = control(FrozenDecoderSAE, start, auxk_coefficient=0, **params).fit(rows)
     with_aux = control(FrozenDecoderSAE, start, auxk_coefficient=1.0, **params).fit(rows)
-    assert not np.allclose(
-        without.module_.linear_encoder.weight, with_aux.module_.linear_encoder.weight
-    )
+    weights = [sae.module_.linear_encoder.weight.detach() for sae in (without, with_aux)]
+    assert not np.allclose(*weights)
     np.testing.assert_array_equal(without.components_, with_aux.components_)
 
 
@@ -147,7 +145,7 @@ def test_a_row_is_turned_back_to_the_nearest_vector_at_the_border():
 def test_soft_frozen_with_a_cosine_of_one_is_frozen(rows, start):
     soft = control(SoftFrozenSAE, start, min_cosine=1).fit(rows)
     hard = control(FrozenDecoderSAE, start).fit(rows)
-    np.testing.assert_allclose(soft.components_, hard.components_, atol=1e-7)
+    np.testing.assert_allclose(soft.components_, hard.components_, atol=1e-3)
     assert soft.score(rows) == pytest.approx(hard.score(rows), abs=0.02)
 
 
@@ -183,14 +181,14 @@ def test_a_start_with_the_covariance_of_the_data(cls):
     spread = np.array([5.0, 1.0, 1.0, 0.2])
     X = 3.0 + rng.standard_normal((4000, 4)) * spread
     params = {"nb_epochs": 1, "batch_size": 4000, "lr": 1e-9, "top_k": 2, "random_state": 0}
-    one = cls(4000, init="covariance", **params).fit(X)
+    one = cls(2000, init="covariance", **params).fit(X)
     reference = rng.standard_normal((40_000, 4)) * spread
     expected = (directions(reference) ** 2).mean(axis=0)
-    np.testing.assert_allclose((one.components_**2).mean(axis=0), expected, atol=0.02)
-    assert np.abs(one.components_.mean(axis=0)).max() < 0.06
+    np.testing.assert_allclose((one.components_**2).mean(axis=0), expected, atol=0.03)
+    assert np.abs(one.components_.mean(axis=0)).max() < 0.08
     np.testing.assert_array_equal(one.components_, clone(one).fit(X).components_)
-    uniform = cls(4000, **params).fit(X)
-    np.testing.assert_allclose((uniform.components_**2).mean(axis=0), 0.25, atol=0.02)
+    uniform = cls(2000, **params).fit(X)
+    np.testing.assert_allclose((uniform.components_**2).mean(axis=0), 0.25, atol=0.03)
 
 
 def test_a_start_in_data_that_do_not_vary():
@@ -205,7 +203,7 @@ def test_a_start_in_data_that_do_not_vary():
 
 def test_controls_stay_below_a_trained_sae_in_the_order_of_their_freedom(rows):
     params = {"top_k": 3, "nb_epochs": 25, "batch_size": 100, "random_state": 0}
-    trained, soft, frozen, encoder, random = (
+    trained, frozen, soft, encoder, random = (
         cls(M, **params).fit(rows).score(rows) for cls in (BatchTopKSAE, *CONTROLS)
     )
     assert trained > soft > frozen > random

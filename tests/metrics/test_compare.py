@@ -42,7 +42,7 @@ def decompositions():
         PCA(6, random_state=0),
         FastICA(6, random_state=0, max_iter=1000, tol=1e-2),
         NMF(6, init="random", max_iter=400, tol=1e-2, random_state=0),
-        MiniBatchDictionaryLearning(20, alpha=0.1, max_iter=20, random_state=0),
+        MiniBatchDictionaryLearning(12, max_iter=2, transform_algorithm="omp", random_state=0),
     ]
 
 
