@@ -2,6 +2,7 @@
 
 from sklearn import get_config
 from sklearn.base import _fit_context as fit_context
+from sklearn.utils import _safe_indexing as safe_indexing
 from sklearn.utils._param_validation import (
     HasMethods,
     Hidden,
@@ -22,6 +23,7 @@ __all__ = [
     "StrOptions",
     "fit_context",
     "output_container",
+    "safe_indexing",
     "validate_parameter_constraints",
     "wants_sparse_arrays",
 ]

@@ -3,12 +3,15 @@
 from ._archetypal import ArchetypalSAE
 from ._base import BaseSAE
 from ._batchtopk import BatchTopKSAE
+from ._controls import FrozenDecoderSAE, FrozenEncoderSAE, RandomSAE, SoftFrozenSAE
 from ._crosscoder import Crosscoder
 from ._fit_many import fit_many
 from ._gated import GatedSAE
 from ._jumprelu import JumpReLUSAE
 from ._matching_pursuit import MatchingPursuitSAE
 from ._matryoshka import MatryoshkaSAE
+from ._shuffled import ShuffledActivations
+from ._stable import StableConcepts
 from ._topk import TopKSAE
 from ._transcoder import Transcoder
 from ._vanilla import VanillaSAE
@@ -18,10 +21,16 @@ __all__ = [
     "BaseSAE",
     "BatchTopKSAE",
     "Crosscoder",
+    "FrozenDecoderSAE",
+    "FrozenEncoderSAE",
     "GatedSAE",
     "JumpReLUSAE",
     "MatchingPursuitSAE",
     "MatryoshkaSAE",
+    "RandomSAE",
+    "ShuffledActivations",
+    "SoftFrozenSAE",
+    "StableConcepts",
     "TopKSAE",
     "Transcoder",
     "VanillaSAE",

@@ -76,7 +76,7 @@ def fit_many(estimators, X, y=None):
 
 def _check(estimators):
     for estimator in estimators:
-        if not isinstance(estimator, BaseSAE):
+        if not isinstance(estimator, BaseSAE) or not hasattr(estimator, "_fit_steps"):
             raise TypeError(
                 f"fit_many takes SAEs, got {type(estimator).__name__}. For a pipeline, "
                 "transform X with the steps before its SAE first."

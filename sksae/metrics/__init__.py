@@ -12,6 +12,7 @@ from ._codes import (
     firing_density,
     l0,
 )
+from ._compare import compare
 from ._dictionary import dictionary_coherence, pw_mcc, stability
 from ._features import (
     best_matches,
@@ -49,6 +50,7 @@ __all__ = [
     "accuracy_recovered",
     "best_matches",
     "combine_scorers",
+    "compare",
     "concept_f1",
     "concept_scores",
     "dead_fraction",

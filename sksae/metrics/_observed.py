@@ -10,6 +10,9 @@ from scipy import sparse
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
+from ..activations._rows import rows_of, with_rows
+from ._decomposition import dictionary_of, is_decomposition
+
 
 def split_at_sae(estimator, owner: str) -> tuple[list[Any], Any]:
     """Give the steps before the only SAE of an estimator, and that SAE.
@@ -38,13 +41,31 @@ def split_at_sae(estimator, owner: str) -> tuple[list[Any], Any]:
     return [step for _, step in steps[: found[0]]], steps[found[0]][1]
 
 
+def split_at_model(estimator, owner: str) -> tuple[list[Any], Any]:
+    """Give the steps before the only SAE, or else the only decomposition, and that one.
+
+    Raises
+    ------
+    ValueError
+        If there is neither, or more than one.
+    """
+    from ..estimators import BaseSAE
+
+    steps = [step for _, step in _flat([("", estimator)])]
+    found = [i for i, step in enumerate(steps) if is_decomposition(step)]
+    if len(found) != 1 or any(isinstance(step, BaseSAE) for step in steps):
+        return split_at_sae(estimator, owner)
+    return steps[: found[0]], steps[found[0]]
+
+
 class Observed:
     """What a fitted SAE does with ``X``; each part is computed once, when asked for.
 
     Parameters
     ----------
     estimator : SAE or Pipeline that holds exactly one
-        Steps after the SAE are ignored.
+        Steps after the SAE are ignored. Without an SAE, one of scikit-learn's decompositions
+        is taken for it, see `is_decomposition`.
     X : object
         What the estimator takes. The steps before the SAE transform it.
     owner : str
@@ -52,7 +73,7 @@ class Observed:
     """
 
     def __init__(self, estimator, X, owner: str) -> None:
-        self._before, self.sae = split_at_sae(estimator, owner)
+        self._before, self.sae = split_at_model(estimator, owner)
         check_is_fitted(self.sae)
         self._X = X
 
@@ -73,6 +94,11 @@ class Observed:
         return _plain(self._input)
 
     @property
+    def codes_of_rows(self):
+        """Its codes, with the ``.rows`` of what it sees, if that has them."""
+        return with_rows(self.codes, rows_of(self._input))
+
+    @property
     def codes(self):
         """Its codes, (n_samples, nb_concepts)."""
         return _plain(self._output)
@@ -91,7 +117,7 @@ class Observed:
     @property
     def components(self) -> np.ndarray:
         """Its dictionary, (nb_concepts, n_features)."""
-        return self.sae.components_
+        return dictionary_of(self.sae)
 
 
 def _flat(steps, prefix=""):

@@ -2,6 +2,7 @@
 
 from ._archetypal import ArchetypalDictionary, ArchetypalModule
 from ._base import VECTOR_ENCODERS, Dictionary, SAEModule
+from ._controls import FrozenDecoderModule, FrozenEncoderModule, RandomModule, SoftFrozenModule
 from ._crosscoder import CrosscoderModule
 from ._gated import GatedModule
 from ._jumprelu import KERNELS, jump_relu, step
@@ -19,11 +20,15 @@ __all__ = [
     "BatchTopKModule",
     "CrosscoderModule",
     "Dictionary",
+    "FrozenDecoderModule",
+    "FrozenEncoderModule",
     "GatedModule",
     "JumpReLUModule",
     "MatchingPursuitModule",
     "MatryoshkaModule",
+    "RandomModule",
     "SAEModule",
+    "SoftFrozenModule",
     "TopKModule",
     "TranscoderModule",
     "VanillaModule",

@@ -41,7 +41,7 @@ class MatryoshkaModule(BatchTopKModule):
     def reconstruct_stored(
         self, codes: SparseCodes, values: Tensor, u: Tensor, target: Tensor | None
     ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Give the reconstruction by each prefix, sums by group of concepts added up, and the error."""
+        """Give the reconstruction by each prefix, sums of groups of concepts, and the error."""
         bias, n_groups = self.decoder_bias, len(self.prefixes)
         if n_groups == 1:
             return super().reconstruct_stored(codes, values, u, target)
