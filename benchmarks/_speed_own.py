@@ -49,8 +49,7 @@ def bare(job, X, clock):
             u = module.scale_rows(x)
             net.optimizer_.zero_grad(set_to_none=True)
             loss, fired = step(net, u, workspace)
-            loss.backward()
-            net.optimizer_.step()
+            _descend(net, loss)
             module.after_step()
             module.count_fired(fired, len(u))
             if job["device"] == "cpu" or clock.n_requests % 16 == 0:
@@ -59,8 +58,22 @@ def bare(job, X, clock):
     return _notes(sae) | peak(), None
 
 
-def _stored_step(net, u, workspace):
+def _descend(net, loss):
+    """Take the optimizer's step, as the net does: by rows where that is possible."""
     module = net.module_
+    loss.backward()
+    gradients, module.row_gradients = module.row_gradients, None
+    if gradients is not None:
+        for name, parameter in module.row_parameters().items():
+            gradients.step(name, parameter, net.optimizer_)
+    net.optimizer_.step()
+
+
+def _stored_step(net, u, workspace):
+    from sksae.kernels import RowGradients, steps_by_rows
+
+    module = net.module_
+    module.row_gradients = RowGradients() if steps_by_rows(net.optimizer_) else None
     codes, pre_codes, values, u_hats, error = module.forward_sparse(u, workspace, _any_number)
     loss = net.criterion_.sparse(module, u, u_hats, error, codes, pre_codes, values)
     return loss, codes.fired(values)

@@ -96,7 +96,9 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         Further arguments of the scheduler; of "auto": ``warmup_steps``, ``decay_steps``.
     auxk_coefficient : float, default=1/32
         Weight of the auxiliary loss that revives dead concepts: they learn to explain
-        what the others leave over, see `sksae.losses.auxk_loss` [1]_. 0 is without.
+        what the others leave over, see `sksae.losses.auxk_loss` [1]_. It is the mean over
+        the rows of a batch; where more than half of ``n_features`` concepts are dead, over
+        the fewer of them, down to a quarter, that keep its cost level. 0 is without.
     k_aux : int or None, default=None
         Dead concepts used per row in it. None is half of ``n_features``.
     dead_after : int or "auto", default="auto"
@@ -145,7 +147,8 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         the same results, on that kind of device and whatever the sizes; what they do not
         serve (another criterion, encoder or dictionary, ``use_amp`` on the CPU) runs in
         plain torch, as ``backend_`` says. "auto" is "cpu" where that is faster, and plain
-        torch on other devices.
+        torch on other devices. On processors with fast products of 8-bit integers, "cpu"
+        finds the large pre-codes in those first, and computes only them in float32.
     sparse_output : bool, default=True
         Whether `transform` gives CSR or an ndarray.
     random_state : int, RandomState instance or None, default=None

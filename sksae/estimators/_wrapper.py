@@ -25,6 +25,7 @@ class SAEWrapper(MetaEstimatorMixin, TransformerMixin, BaseEstimator, metaclass=
     finds it.
     """
 
+    _reconstructs_input = True
     has_differentiable_concept_encoder = True
     has_differentiable_concept_decoder = True
 

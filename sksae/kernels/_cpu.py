@@ -165,9 +165,10 @@ def largest(
     return codes.keep(kept), values[kept], cut
 
 
-def _expected(pre: Tensor, n_kept: int, expected: Tensor) -> Tensor:
+def _expected(pre: Tensor | Screened, n_kept: int, expected: Tensor) -> Tensor:
     if not expected.isnan():
         return expected.to(pre.dtype)
+    assert isinstance(pre, Tensor)
     sample = pre[:: -(-len(pre) // _GUESS_ROWS)]
     n_sampled = max(1, n_kept * len(sample) // len(pre))
     return sample.flatten().topk(n_sampled, sorted=False).values.min().clamp(min=0)
@@ -240,8 +241,9 @@ def scale_rows(x: Tensor, scale: Tensor, center: Tensor, limit: Tensor) -> Tenso
     Parameters
     ----------
     x : Tensor of shape (n, d)
-    scale, limit : Tensor of shape ()
+    scale : Tensor of shape ()
     center : Tensor of shape (d,)
+    limit : Tensor of shape ()
 
     Returns
     -------

@@ -57,11 +57,13 @@ class RowGradients:
     def step(self, name: str, parameter: Tensor, optimizer: torch.optim.Adam) -> None:
         """Take the optimizer's step with a parameter, or give the parameter its gradient."""
         index, rows = self.parts.get(name, (None, None))
-        extra = None if rows is None else rows.grad
+        part = None if index is None or rows is None or rows.grad is None else (index, rows.grad)
         if name in self.sums:
-            adam_rows_(parameter, self.sums[name], index, extra, optimizer)
-        elif extra is not None:
-            parameter.grad.index_add_(0, index, extra)
+            adam_rows_(parameter, self.sums[name], part, optimizer)
+        elif part is not None:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad.index_add_(0, *part)
 
 
 def steps_by_rows(optimizer: torch.optim.Optimizer) -> bool:
@@ -70,7 +72,7 @@ def steps_by_rows(optimizer: torch.optim.Optimizer) -> bool:
         return False
     group = optimizer.param_groups[0]
     flags = ("weight_decay", "amsgrad", "maximize", "capturable", "differentiable")
-    on_cpu = all(p.device.type == "cpu" for p in group["params"])
+    on_cpu = all(p.device.type == "cpu" and p.is_contiguous() for p in group["params"])
     return on_cpu and not any(group[flag] for flag in flags) and _cpu.compiled() is not None
 
 
@@ -78,8 +80,7 @@ def steps_by_rows(optimizer: torch.optim.Optimizer) -> bool:
 def adam_rows_(
     parameter: Tensor,
     sums: Sums,
-    index: Tensor | None,
-    extra: Tensor | None,
+    part: tuple[Tensor, Tensor] | None,
     optimizer: torch.optim.Adam,
 ) -> None:
     """Take the step of Adam that a gradient given as sums leads to, with one parameter.
@@ -90,7 +91,7 @@ def adam_rows_(
         Of the optimizer, whose state for it is used and kept.
     sums : Sums
         Its gradient.
-    index, extra : Tensor of shape (n_extra,) and (n_extra, d), or None
+    part : tuple of Tensor of shape (n_part,) and (n_part, d), or None
         Rows, ascending, that have a further part of their gradient, and that part.
     optimizer : torch.optim.Adam
         One of those that `steps_by_rows` tells.
@@ -105,10 +106,10 @@ def adam_rows_(
     n = float(state["step"])
     rate = float(group["lr"]) / (1 - beta1**n)
     numbers = (rate, beta1, beta2, float(group["eps"]), math.sqrt(1 - beta2**n))
-    if index is None or extra is None:
-        index, extra = torch.zeros(0, dtype=torch.int64), parameter.new_zeros(0, parameter.shape[1])
-    tensors = (parameter.detach(), state["exp_avg"], state["exp_avg_sq"])
-    tensors += (sums.starts, sums.index, sums.weights, sums.table, index, extra)
-    arrays = [t.contiguous().numpy() for t in tensors]
+    if part is None:
+        part = torch.zeros(0, dtype=torch.int64), parameter.new_zeros(0, parameter.shape[1])
+    changed = (parameter.detach(), state["exp_avg"], state["exp_avg_sq"])
+    read = (sums.starts, sums.index, sums.weights, sums.table, *part)
+    arrays = [t.numpy() for t in changed] + [t.contiguous().numpy() for t in read]
     given = (*arrays, sums.tangent, *(number(value) for value in numbers))
     split(lambda a, b: _cpu.step_loops().adam_rows(*given, a, b), len(parameter), 4)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -167,7 +168,7 @@ class Workspace:
         self.n_screened = self.pause = 0
         self._table: Rounded | None = None
 
-    def pre_codes(self, c: Tensor, weight: Tensor, bias: Tensor) -> Tensor | Screened:
+    def pre_codes(self, c: Tensor, weight: Tensor, bias: Tensor) -> Any:
         """Give ``c @ weight.T + bias``, or where its large entries are.
 
         Parameters

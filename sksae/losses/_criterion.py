@@ -20,8 +20,8 @@ Term = Callable[[Any, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 # The auxiliary loss looks at all rows of a batch while at most this share of n_features concepts
-# are dead, and at fewer, down to a smallest share, when more are.
-_AUXK_DEAD, _AUXK_ROWS = 1 / 2, 1 / 4
+# are dead, and at fewer, down to a smallest share and number, when more are.
+_AUXK_DEAD, _AUXK_SHARE, _AUXK_ROWS = 1 / 2, 1 / 4, 128
 
 
 class MSELoss:
@@ -273,7 +273,7 @@ class SAELoss(nn.Module):
             self.controller.update(l0, self.target_l0, time)
 
     def _auxk(self, module, x, x_hat, pre_codes, rows, inputs) -> Tensor:
-        n = _auxk_rows(*x.shape, len(module.dead_concepts))
+        n = _auxk_rows(len(x), x.shape[1], len(module.dead_concepts))
         inputs = x if inputs is None else inputs
         pre_codes = module.dead_pre_codes(inputs[:n], None if pre_codes is None else pre_codes[:n])
         x, x_hat = x[:n], x_hat[:n]
@@ -283,8 +283,8 @@ class SAELoss(nn.Module):
 
 def _auxk_rows(n: int, n_features: int, n_dead: int) -> int:
     """Give the number of rows of a batch that the auxiliary loss looks at."""
-    share = max(_AUXK_ROWS, _AUXK_DEAD * n_features / n_dead)
-    return math.ceil(n * min(1.0, share))
+    share = min(1.0, max(_AUXK_SHARE, _AUXK_DEAD * n_features / n_dead))
+    return min(n, max(_AUXK_ROWS, math.ceil(n * share)))
 
 
 def vanilla_l1(module, x, x_hat, pre_codes, codes, dictionary) -> Tensor:

@@ -106,7 +106,7 @@ class Observed:
     @cached_property
     def reconstruction(self):
         """The activations that its codes stand for, (n_samples, n_features)."""
-        if not self.sae._reconstructs_input:
+        if not getattr(self.sae, "_reconstructs_input", True):
             owner = type(self.sae).__name__
             raise ValueError(
                 f"{owner} has no reconstruction of X to compare with: it predicts another "

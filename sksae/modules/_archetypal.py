@@ -145,7 +145,7 @@ class ArchetypalModule(TopKModule, overcomplete_sae.RATopKSAE):
         u_hat, error = reconstruct(codes, values, dictionary, bias, target)
         return (u_hat,), error
 
-    def row_parameters(self) -> dict[str, nn.Parameter]:
+    def row_parameters(self) -> dict[str, Tensor]:
         """Give the encoder's weights alone: the dictionary is made of other parameters."""
         return {"encoder": self.linear_encoder.weight} if self.has_linear_encoder else {}
 

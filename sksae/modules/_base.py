@@ -364,7 +364,7 @@ class SAEModule:
         weight, bias = self._dead_rows("encoder", linear.weight), linear.bias.index_select(0, dead)
         return nn.functional.linear(u - self.pre_bias.detach(), weight, bias)
 
-    def row_parameters(self) -> dict[str, nn.Parameter]:
+    def row_parameters(self) -> dict[str, Tensor]:
         """Give the matrices with a row per concept, by the name that `RowGradients` knows."""
         encoder = {"encoder": self.linear_encoder.weight} if self.has_linear_encoder else {}
         return encoder | {"dictionary": self.dictionary._weights}

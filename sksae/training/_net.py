@@ -181,7 +181,7 @@ class SAENet(NeuralNet):
             with contextlib.suppress(_StopTraining):
                 yield from self._epochs(*self.get_split_datasets(X))
         finally:
-            self.stored_steps_.workspace = None
+            self.stored_steps_.close()
             self.notify("on_train_end", X=X, y=None)
 
     def _epochs(self, train, valid):

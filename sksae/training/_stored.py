@@ -35,6 +35,7 @@ class StoredSteps:
         self.obstacle = self._obstacle(net)
         self.precision = net.amp_dtype if self._rounds(net) else None
         self.workspace: Workspace | None = None
+        self.screened = False
         self.n_steps = self.n_dense = 0
         self.next_try = 0
 
@@ -72,6 +73,11 @@ class StoredSteps:
             self.workspace = Workspace(memory, screen=module.screens)
         return self.workspace
 
+    def close(self) -> None:
+        """Let go of the memory, at the end of training."""
+        self.screened = self.workspace is not None and self.workspace.n_screened > 0
+        self.workspace = None
+
     def check(self, n_stored: int, n_all: int) -> None:
         """Refuse, where there is a choice, codes of which too many are stored."""
         if self.wanted == "auto" and n_stored > _LARGEST_SHARE[self.device.type] * n_all:
@@ -88,6 +94,8 @@ class StoredSteps:
                 f"; {self.n_dense} of {self.n_steps} steps in plain torch: too many active codes"
             )
         product = "" if self.precision is None else ", the encoder's product in bfloat16"
+        if self.screened:
+            product = ", large pre-codes found in 8-bit integers"
         return f"{self.device.type} ({name(self.device)}{product}{dense})"
 
 

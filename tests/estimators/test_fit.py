@@ -229,10 +229,10 @@ def test_constant_data_that_is_not_exact_in_binary(make):
     assert 0 <= sae.score(X) <= 1
 
 
-def test_wide_sparse_input_is_not_made_dense_at_once(make):
+def test_wide_sparse_input_is_not_made_dense_at_once():
     X = sparse.random(3000, 10_000, density=1e-3, format="csr", dtype=np.float32, random_state=0)
     tracemalloc.start()
-    sae = make(nb_concepts=8, nb_epochs=1).fit(X)
+    sae = TopKSAE(8, top_k=2, nb_epochs=1, random_state=0).fit(X)
     sae.transform(X)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
