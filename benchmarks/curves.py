@@ -55,7 +55,7 @@ def fit(X, test, backend, seed):
 def main():
     """Fit four SAEs and draw their losses."""
     n_train = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
-    train, test = activations(n_train)
+    train, test, *_ = activations(n_train)
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for seed, style in ((0, "-"), (1, ":")):
         for backend, colour in (("reference", "black"), ("cpu", "tab:orange")):

