@@ -15,7 +15,7 @@ from torch import Tensor
 from . import _gathers
 from ._codes import SparseCodes, indptr_of
 from ._gathers import TINY, sum_rows
-from ._screen import Screened, or_dense
+from ._screen import Screened
 from ._threads import split
 
 __all__ = [
@@ -75,7 +75,8 @@ def top_k(pre: Tensor | Screened, k: int) -> tuple[SparseCodes, Tensor]:
     values : Tensor of shape (n_stored,)
     """
     if isinstance(pre, Screened):
-        return or_dense(top_k, pre, k)
+        chosen = pre.top_k(k)
+        return top_k(pre.dense(), k) if chosen is None else chosen
     loops, (n, m) = compiled(), pre.shape
     if loops is None or 4 * k > m:
         values, columns = pre.topk(k, dim=1, sorted=False)
@@ -112,7 +113,8 @@ def above(pre: Tensor | Screened, cut: Tensor) -> tuple[SparseCodes, Tensor]:
     loops, (n, m) = compiled(), pre.shape
     cut = cut.to(pre.dtype).expand(m).contiguous()
     if isinstance(pre, Screened):
-        return or_dense(above, pre, cut)
+        chosen = pre.above(cut)
+        return above(pre.dense(), cut) if chosen is None else chosen
     if loops is None:
         return _gathers.above(pre, cut)
     counts = torch.empty(n, dtype=torch.int64)

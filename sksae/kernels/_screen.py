@@ -9,14 +9,14 @@ the standard deviation::
 
 and what lies within 8 of them below the cut is computed anew, with the largest norms of all
 rows of W in place of those of row j. So what is selected is what a product in full precision
-selects; a row with few very large features, whose rounding is coarse, only costs more.
+selects, unless rounding errs by several times what is to be expected; a row with few very large
+features, whose rounding is coarse, only costs more.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from ._threads import split
 _LEVEL = 8.0
 # Sizes from which it is faster, and the share of the pre-codes computed anew up to which it is.
 _FEWEST_CONCEPTS, _FEWEST_FEATURES, _FEWEST_ROWS = 1024, 64, 16
-LARGEST_SHARE = 1 / 16
+_LARGEST_SHARE = 1 / 16
 # Batches until it is tried again after one with a larger share.
 _PAUSE = 32
 
@@ -39,7 +39,8 @@ _PAUSE = 32
 def loops():
     """Give the module of compiled loops, or None where there is no use for them."""
     supported = getattr(torch.cpu, "_is_vnni_supported", lambda: False)
-    if not supported() or not hasattr(torch, "_int_mm"):
+    by_library = torch.backends.mkldnn.is_available() and hasattr(torch, "_int_mm")
+    if not (supported() and by_library):
         return None
     try:
         from . import _numba_screen
@@ -114,14 +115,14 @@ class Screened:
     def top_k(self, k: int) -> tuple[SparseCodes, Tensor] | None:
         """Select as `_cpu.top_k` does; None if a product in full precision is to do it."""
         n, m = self.shape
-        if self._full is not None or k > LARGEST_SHARE * m:
+        if self._full is not None or k > _LARGEST_SHARE * m:
             return None
         values, columns = self.bias.new_empty(n, k), torch.empty(n, k, dtype=torch.int32)
         counts, tried = torch.empty(2, n, dtype=torch.int64)
         out = [t.numpy() for t in (columns, values, counts, tried)]
         arrays = self._arrays.values()
         split(lambda a, b: loops().top_k(*arrays, k, *out, a, b), n, 4)
-        if int(tried.sum()) > LARGEST_SHARE * n * m:
+        if int(tried.sum()) > _LARGEST_SHARE * n * m:
             self.workspace.pause = _PAUSE
         if bool((counts < k).any()):
             kept = torch.arange(k) < counts[:, None]
@@ -137,7 +138,7 @@ class Screened:
         names = ("acc", "inverse", "margin", "bias", "table")
         given = (*(arrays[name] for name in names), cuts, counts.numpy())
         split(lambda a, b: loops().count_above(*given, a, b), n, 4)
-        if int(counts.sum()) > LARGEST_SHARE * n * m:
+        if int(counts.sum()) > _LARGEST_SHARE * n * m:
             return None
         indptr = indptr_of(counts)
         columns = torch.empty(int(indptr[-1]), dtype=torch.int32)
@@ -204,9 +205,3 @@ class Workspace:
             return None
         self.n_screened += 1
         return Screened(self, rounded, self._table, bias)
-
-
-def or_dense(select: Callable, pre: Screened, *arguments) -> tuple:
-    """Select from screened pre-codes, or from all of them where that is called for."""
-    chosen = getattr(pre, select.__name__)(*arguments)
-    return select(pre.dense(), *arguments) if chosen is None else chosen
