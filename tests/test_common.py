@@ -22,18 +22,8 @@ from sksae import (
     VanillaSAE,
 )
 
-VARIANTS = (
-    VanillaSAE,
-    TopKSAE,
-    BatchTopKSAE,
-    JumpReLUSAE,
-    GatedSAE,
-    MatryoshkaSAE,
-    Crosscoder,
-    Transcoder,
-    MatchingPursuitSAE,
-    ArchetypalSAE,
-)
+VARIANTS = (VanillaSAE, TopKSAE, BatchTopKSAE, JumpReLUSAE, GatedSAE, MatryoshkaSAE)
+LATER_VARIANTS = (Crosscoder, Transcoder, MatchingPursuitSAE, ArchetypalSAE)
 CONTROLS = (FrozenDecoderSAE, SoftFrozenSAE, FrozenEncoderSAE, RandomSAE)
 QUICK = TopKSAE(16, top_k=4, nb_epochs=2)
 WRAPPERS = (
@@ -46,6 +36,7 @@ WRAPPERS = (
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
 @parametrize_with_checks(
     [cls() for cls in VARIANTS]
+    + [cls(64, top_k=8) for cls in LATER_VARIANTS]
     + [cls(32, top_k=4, nb_epochs=2) for cls in CONTROLS]
     + [cls(sparse_output=False) for cls in VARIANTS[:4]]
     + list(WRAPPERS)
