@@ -50,6 +50,11 @@ class SparseCodes:
 
     @functools.cached_property
     def _concept_order(self) -> tuple[Tensor, Tensor]:
+        if self.columns.device.type == "cpu":
+            from ._cpu import concept_order
+
+            if (found := concept_order(self.columns, self.n_concepts)) is not None:
+                return found
         sorted_columns, order = self.columns.sort(stable=True)
         concepts = torch.arange(
             self.n_concepts + 1, dtype=torch.int32, device=sorted_columns.device

@@ -15,8 +15,8 @@ _jit = numba.njit(
 )
 
 
-# Share of the expected cut of a row above which its largest entries are looked for at first.
-_FIRST_GUESS = np.float32(0.95)
+# Share of the expected cut of a row above which the maxima are looked at.
+_FIRST_GUESS = np.float32(0.8)
 
 
 @_jit
@@ -80,11 +80,20 @@ def _reaching(row, tops, bound, groups, columns, values):
 
 
 @_jit
-def _cut_from_tops(tops, k, scratch):
-    """Give the k-th largest of the maxima of groups, or 0 where that is not positive."""
+def _cut_from_tops(tops, k, guess, scratch):
+    """Give the k-th largest of the maxima of groups, or 0 where that is not positive.
+
+    It is looked for among those that reach a guess, if they are enough.
+    """
+    n = 0
     for g in range(len(tops)):
-        scratch[g] = tops[g] if tops[g] > 0 else 0  # also where it is NaN
-    return _kth_largest(scratch, len(tops), k)
+        scratch[n] = tops[g]
+        n += tops[g] >= guess
+    if n < k:
+        n = len(tops)
+        for g in range(n):
+            scratch[g] = tops[g] if tops[g] > 0 else 0  # also where it is NaN
+    return max(_kth_largest(scratch, n, k), tops.dtype.type(0))
 
 
 @_jit
@@ -95,10 +104,7 @@ def _smooth(mean, value):
 
 @_jit
 def _keep_largest(found, values, n_found, k, scratch, columns, out):
-    """Write the k largest positive of the values; of equal ones the first.
-
-    Gives their number, and the smallest of them where there are k, else 0.
-    """
+    """Write the k largest positive of the values; of equal ones the first. Give their number."""
     cut, n_ties = values.dtype.type(0), k
     if n_found > k:
         for f in range(n_found):
@@ -114,16 +120,15 @@ def _keep_largest(found, values, n_found, k, scratch, columns, out):
             columns[n_kept] = found[f]
             out[n_kept] = values[f]
             n_kept += 1
-    return n_kept, cut
+    return n_kept
 
 
 @_jit
 def top_k(pre, k, columns, values, counts, start, stop):
     """Give the k largest positive entries of each row; of equal ones the first found.
 
-    Entries are looked for among those above a guess, which earlier rows give; where it is
-    too high, above the k-th largest of the maxima of groups of columns, which is never
-    above the k-th largest entry.
+    They are looked for above the k-th largest of the maxima of groups of columns, which is
+    never above the k-th largest entry and not far below it.
 
     Parameters
     ----------
@@ -145,14 +150,11 @@ def top_k(pre, k, columns, values, counts, start, stop):
     ratio = pre.dtype.type(np.inf)
     for i in range(start, stop):
         mean = _group_tops(pre[i], tops)
-        guess = max(_FIRST_GUESS * ratio * mean, pre.dtype.type(0))
-        n_found = _reaching(pre[i], tops, guess, groups, found, entries)
-        if n_found < k:
-            guess = _cut_from_tops(tops, k, scratch)
-            n_found = _reaching(pre[i], tops, guess, groups, found, entries)
-        counts[i], cut = _keep_largest(found, entries, n_found, k, scratch, columns[i], values[i])
-        if cut > 0 and mean > 0:
-            ratio = _smooth(ratio, cut / mean)
+        bound = _cut_from_tops(tops, k, _FIRST_GUESS * ratio * mean, scratch)
+        n_found = _reaching(pre[i], tops, bound, groups, found, entries)
+        counts[i] = _keep_largest(found, entries, n_found, k, scratch, columns[i], values[i])
+        if bound > 0 and mean > 0:
+            ratio = _smooth(ratio, bound / mean)
 
 
 @_jit

@@ -104,19 +104,14 @@ def top_k(
     for i in range(start, stop):
         _roughly(acc[i], table, bias, inverse[i], row)
         mean = _group_tops(row, tops)
-        guess = max(_FIRST_GUESS * ratio * mean, rows.dtype.type(0))
-        n_found, n_sure = _reaching(row, tops, guess - margin[i], groups, found, entries), 0
-        for f in range(n_found):
-            n_sure += entries[f] >= guess
-        if n_sure < k:
-            guess = _cut_from_tops(tops, k, scratch)
-            n_found = _reaching(row, tops, guess - margin[i], groups, found, entries)
+        bound = _cut_from_tops(tops, k, _FIRST_GUESS * ratio * mean, scratch)
+        n_found = _reaching(row, tops, bound - margin[i], groups, found, entries)
         for f in range(n_found):
             entries[f] = _dot(rows[i], weight[found[f]]) + bias[found[f]]
         n_tried[i] = n_found
-        counts[i], cut = _keep_largest(found, entries, n_found, k, scratch, columns[i], values[i])
-        if cut > 0 and mean > 0:
-            ratio = _smooth(ratio, cut * inverse[i] / mean)
+        counts[i] = _keep_largest(found, entries, n_found, k, scratch, columns[i], values[i])
+        if bound > 0 and mean > 0:
+            ratio = _smooth(ratio, bound / mean)
 
 
 @_jit

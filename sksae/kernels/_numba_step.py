@@ -101,3 +101,18 @@ def adam_rows(
             v = beta2 * square[j, f] + (one - beta2) * g * g
             mean[j, f], square[j, f] = m, v
             rows[j, f] -= rate * m / (np.sqrt(v) / root + eps)
+
+
+@_jit
+def sort_by_column(columns, starts, order):
+    """Write where the entries of each column start when sorted by column, and their order."""
+    for at in range(len(columns)):
+        starts[columns[at] + 1] += 1
+    for j in range(len(starts) - 1):
+        starts[j + 1] += starts[j]
+    for at in range(len(columns)):
+        order[starts[columns[at]]] = at
+        starts[columns[at]] += 1
+    for j in range(len(starts) - 1, 0, -1):
+        starts[j] = starts[j - 1]
+    starts[0] = 0
