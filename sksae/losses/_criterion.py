@@ -21,7 +21,7 @@ Term = Callable[[Any, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 # The auxiliary loss looks at all rows of a batch while at most this share of n_features concepts
 # are dead, and at fewer, down to a smallest share and number, when more are.
-_AUXK_DEAD, _AUXK_SHARE, _AUXK_ROWS = 1 / 4, 1 / 8, 128
+_AUXK_DEAD, _AUXK_SHARE, _AUXK_ROWS = 1 / 4, 1 / 8, 256
 
 
 class MSELoss:
