@@ -98,7 +98,8 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         Weight of the auxiliary loss that revives dead concepts: they learn to explain
         what the others leave over, see `sksae.losses.auxk_loss` [1]_. It is the mean over
         the rows of a batch; where more than a quarter of ``n_features`` concepts are dead,
-        over the fewer of them, down to an eighth and 256, that keep its cost level. 0 is without.
+        over fewer of them (at least an eighth, and 256), so that its cost stays level.
+        0 is without.
     k_aux : int or None, default=None
         Dead concepts used per row in it. None is half of ``n_features``.
     dead_after : int or "auto", default="auto"

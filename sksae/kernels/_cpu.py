@@ -252,10 +252,11 @@ def reconstruct(
     """
     if compiled() is None:
         return _gathers.reconstruct(codes, values, dictionary, bias, target)
-    x_hat, error = torch.empty_like(target), torch.empty_like(target)
-    slopes = torch.empty_like(values)
-    given = (codes.indptr, codes.columns, values, dictionary, bias, target, x_hat, error, slopes)
+    x_hat, error = target.new_empty((2, *target.shape))
+    slopes = values.new_empty(values.shape)
+    given = (codes.indptr, codes.columns, values, dictionary, bias, target)
     arrays = [x.contiguous().numpy() for x in given]
+    arrays += [x.numpy() for x in (x_hat, error, slopes)]
     split(lambda a, b: step_loops().reconstruct(*arrays, a, b), len(target), 4)
     return x_hat, error, slopes
 

@@ -18,6 +18,7 @@ from sksae.kernels import (
     decode,
     encode,
     largest,
+    reconstruct,
     top_k,
 )
 
@@ -284,3 +285,23 @@ def test_results_do_not_depend_on_threads(monkeypatch):
         codes, values = top_k(pre, 8)
         results.append(codes.dense(values))
     assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_reconstruction_error_and_its_gradients(dtype, turned):
+    """Against `decode`, whatever the order of the target in memory."""
+    u, (center, weight, bias, atoms) = numbers(4, D, dtype=dtype), parameters(M, D, dtype)
+    workspace = Workspace(u.new_empty(4, M))
+    values, codes = encode(u, center, weight, bias, lambda p: top_k(p, 3), workspace)
+    target = numbers(D, 4, dtype=dtype, seed=5).T if turned else numbers(4, D, dtype=dtype, seed=5)
+    target = target.detach().requires_grad_()
+    inputs = (values, atoms, center, target)
+    u_hat, error = reconstruct(codes, values, atoms, center, target)
+    plain = decode(codes, values, atoms, center)
+    expected = (plain - target).square().mean()
+    tolerance = 20 * TOLERANCE[dtype]
+    assert torch.allclose(u_hat, plain, atol=tolerance)
+    assert torch.allclose(error, expected, atol=tolerance)
+    got = torch.autograd.grad(error, inputs, retain_graph=True)
+    for one, other in zip(got, torch.autograd.grad(expected, inputs), strict=True):
+        assert torch.allclose(one, other, atol=tolerance)
