@@ -277,7 +277,9 @@ class Pool:
     def result(self) -> np.ndarray:
         """Give the pooled rows."""
         if self.aggregation == "mean" and not self._single:
-            self.values /= self.sizes[:, None]
+            # Other rows are not filled yet: what memory holds there may not even be divided.
+            sizes = self.sizes[:, None].astype(self.values.dtype)
+            np.divide(self.values, sizes, out=self.values, where=sizes > 1)
         return self.values
 
 

@@ -313,6 +313,17 @@ def test_pool(aggregation, batches):
     np.testing.assert_allclose(pool.result(), EXPECTED[aggregation])
 
 
+def test_a_mean_leaves_other_rows_alone():
+    signalling_nan = np.array([0x7FA00000], dtype=np.uint32).view(np.float32)
+    values = np.zeros((2, 1), dtype=np.float32)
+    values[0] = signalling_nan
+    pool = Pool(np.array([1, 2]), 1, "mean", values)
+    pool.add(np.array([1, 1]), np.float32([[1], [3]]))
+    with np.errstate(all="raise"):
+        assert pool.result()[1] == 2
+    assert values[0].tobytes() == signalling_nan.tobytes()
+
+
 def test_signed_max_prefers_the_positive_value_of_a_tie():
     pool = Pool(np.array([2]), 1, "signed_max")
     pool.add(np.array([0, 0]), np.array([[-2.0], [2.0]], dtype=np.float32))
