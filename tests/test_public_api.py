@@ -61,7 +61,7 @@ MAY_IMPORT = {
     "metrics": {"activations", "estimators"},
     "kernels": set(),
     "modules": {"kernels"},
-    "losses": set(),
+    "losses": {"kernels"},
     "training": {"kernels", "losses", "modules"},
     "estimators": {"activations", "kernels", "losses", "modules", "training"},
     "attribution": {"activations", "estimators", "interpretation", "intervention"},

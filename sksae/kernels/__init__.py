@@ -2,9 +2,11 @@
 
 from ._autograd import decode, encode, reconstruct
 from ._codes import SparseCodes, indptr_of
+from ._dead import dead_loss, has_dead_loss
 from ._ops import DEVICES, above, largest, name, scale_rows, serves, sum_rows, top_k, unit_rows_
 from ._row_gradients import RowGradients, steps_by_rows
 from ._screen import Workspace
+from ._threads import own_threads
 
 __all__ = [
     "DEVICES",
@@ -12,11 +14,14 @@ __all__ = [
     "SparseCodes",
     "Workspace",
     "above",
+    "dead_loss",
     "decode",
     "encode",
+    "has_dead_loss",
     "indptr_of",
     "largest",
     "name",
+    "own_threads",
     "reconstruct",
     "scale_rows",
     "serves",

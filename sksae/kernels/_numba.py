@@ -17,6 +17,8 @@ _jit = numba.njit(
 
 # Share of the expected cut of a row above which the maxima are looked at.
 _FIRST_GUESS = np.float32(0.8)
+# How often the range is halved in which a cut is looked for.
+_HALVINGS = 16
 
 
 @_jit
@@ -80,20 +82,69 @@ def _reaching(row, tops, bound, groups, columns, values):
 
 
 @_jit
-def _cut_from_tops(tops, k, guess, scratch):
-    """Give the k-th largest of the maxima of groups, or 0 where that is not positive.
+def _n_reaching(values, n, bound):
+    """Count those of ``values[:n]`` that reach a bound."""
+    count = 0
+    for g in range(n):
+        count += values[g] >= bound
+    return count
 
-    It is looked for among those that reach a guess, if they are enough.
+
+@_jit
+def _cut_between(values, n, k, low, high):
+    """Close in on the k-th largest of ``values[:n]`` from a number that k of them reach.
+
+    Halves the range by counting, which takes less time than sorting; gives a number that k of
+    them or, after so many halvings, few more reach, and how many do.
     """
-    n = 0
-    for g in range(len(tops)):
-        scratch[n] = tops[g]
-        n += tops[g] >= guess
-    if n < k:
-        n = len(tops)
-        for g in range(n):
-            scratch[g] = tops[g] if tops[g] > 0 else 0  # also where it is NaN
-    return max(_kth_largest(scratch, n, k), tops.dtype.type(0))
+    half, n_low = values.dtype.type(0.5), _n_reaching(values, n, low)
+    for _ in range(_HALVINGS):
+        if n_low == k:
+            break
+        middle = low + half * (high - low)
+        n_middle = _n_reaching(values, n, middle)
+        if n_middle >= k:
+            low, n_low = middle, n_middle
+        else:
+            high = middle
+    return low, n_low
+
+
+@_jit
+def _kth_of_few(values, n, k, scratch):
+    """Give a number that the k largest of ``values[:n]``, k < n, reach, and no others but ties."""
+    low, high = values[0], values[0]
+    for f in range(n):
+        low = values[f] if values[f] < low else low
+        high = values[f] if values[f] > high else high
+    cut, n_reaching = _cut_between(values, n, k, low, high)
+    if n_reaching == k:
+        return cut
+    for f in range(n):
+        scratch[f] = values[f]
+    return _kth_largest(scratch, n, k)
+
+
+@_jit
+def _cut_from_tops(tops, k, guess, scratch):
+    """Give a number that the k largest maxima of groups and hardly more reach, or 0.
+
+    0 is where fewer are positive. It is looked for above a guess, if enough reach that.
+    """
+    n, zero = len(tops), tops.dtype.type(0)
+    low, high = tops.dtype.type(guess), zero
+    if not (low > zero and _n_reaching(tops, n, low) >= k):
+        low = zero
+        if _n_reaching(tops, n, zero) < k:
+            return zero
+    for g in range(n):
+        high = tops[g] if tops[g] > high else high
+    cut, n_reaching = _cut_between(tops, n, k, low, high)
+    if n_reaching <= 2 * k:
+        return cut
+    for g in range(n):
+        scratch[g] = tops[g] if tops[g] > 0 else 0  # also where it is NaN
+    return max(_kth_largest(scratch, n, k), zero)
 
 
 @_jit
@@ -107,19 +158,17 @@ def _keep_largest(found, values, n_found, k, scratch, columns, out):
     """Write the k largest positive of the values; of equal ones the first. Give their number."""
     cut, n_ties = values.dtype.type(0), k
     if n_found > k:
-        for f in range(n_found):
-            scratch[f] = values[f]
-        cut = max(_kth_largest(scratch, n_found, k), cut)
+        cut = max(_kth_of_few(values, n_found, k, scratch), cut)
         for f in range(n_found):
             n_ties -= values[f] > cut
     n_kept = 0
     for f in range(n_found):
+        if n_kept == k:
+            break
         tied = values[f] == cut and n_ties > 0 and cut > 0
-        if values[f] > cut or tied:
-            n_ties -= tied
-            columns[n_kept] = found[f]
-            out[n_kept] = values[f]
-            n_kept += 1
+        n_ties -= tied
+        columns[n_kept], out[n_kept] = found[f], values[f]
+        n_kept += values[f] > cut or tied
     return n_kept
 
 

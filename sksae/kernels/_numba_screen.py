@@ -16,6 +16,23 @@ from ._numba import (
 
 # The largest absolute value of a row becomes this integer; smaller rows than _TINY become zeros.
 _LARGEST, _TINY = 127, 1e-30
+_LANES = 32
+
+
+@_jit
+def _largest_size(row, tops):
+    """Give the largest absolute value; ``tops`` are the largest of every few, for registers."""
+    n_tops = len(tops)
+    for g in range(n_tops):
+        tops[g] = abs(row[g])
+    for base in range(n_tops, len(row), n_tops):
+        for g in range(min(n_tops, len(row) - base)):
+            size = abs(row[base + g])
+            tops[g] = size if size > tops[g] else tops[g]
+    top = tops[0]
+    for g in range(n_tops):
+        top = tops[g] if tops[g] > top else top
+    return top
 
 
 @_jit
@@ -33,10 +50,9 @@ def round_rows(rows, whole, scale, norm, rest, start, stop):
         The rows to work on.
     """
     d, one = rows.shape[1], rows.dtype.type(1)
+    tops = np.empty(min(d, _LANES), dtype=rows.dtype)
     for i in range(start, stop):
-        top = one - one
-        for f in range(d):
-            top = max(top, abs(rows[i, f]))
+        top = _largest_size(rows[i], tops)
         step = top / rows.dtype.type(_LARGEST) if top > _TINY else one
         inverse = one / step if top > _TINY else one - one
         total, lost = one - one, one - one

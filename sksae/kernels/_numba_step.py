@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._numba import _jit
+from ._numba import _jit, _kth_of_few
 
 
 @_jit
@@ -116,3 +116,63 @@ def sort_by_column(columns, starts, order):
     for j in range(len(starts) - 1, 0, -1):
         starts[j] = starts[j - 1]
     starts[0] = 0
+
+
+@_jit
+def keep_dead(pre, k, leak, slopes, start, stop):
+    """Make codes of the pre-codes of dead concepts: leaky, and of each row the k largest.
+
+    Parameters
+    ----------
+    pre : ndarray of shape (n, m)
+        Changed: the codes.
+    k : int
+    leak : float
+        The slope where a pre-code is not positive.
+    slopes : ndarray of shape (n, m)
+        Written to: the derivatives of the codes by the pre-codes.
+    start, stop : int
+        The rows to work on.
+    """
+    m, zero, one = pre.shape[1], pre.dtype.type(0), pre.dtype.type(1)
+    scratch = np.empty(m, dtype=pre.dtype)
+    for i in range(start, stop):
+        cut, n_ties = zero, m
+        if k < m:
+            cut, n_ties = _kth_of_few(pre[i], m, k, scratch), k
+            for j in range(m):
+                n_ties -= pre[i, j] > cut
+        for j in range(m):
+            value = pre[i, j]
+            tied = k >= m or (value == cut and n_ties > 0)
+            n_ties -= tied
+            kept = value > cut or tied or np.isnan(value)
+            slope = (one if value > zero else leak) if kept else zero
+            slopes[i, j] = slope
+            pre[i, j] = value * slope if kept else zero
+
+
+@_jit
+def compare(off, target, x_hat, errors, sizes, start, stop):
+    """Subtract from rows what a reconstruction left of a target, and sum squares of both.
+
+    Parameters
+    ----------
+    off : ndarray of shape (n, d)
+        Changed: it minus ``target - x_hat``.
+    target, x_hat : ndarray of shape (n, d)
+    errors, sizes : ndarray of shape (n,)
+        Written to: the sums of squares of the changed rows, and of ``target - x_hat``.
+    start, stop : int
+        The rows to work on.
+    """
+    d, zero = off.shape[1], off.dtype.type(0)
+    for i in range(start, stop):
+        error, size = zero, zero
+        for f in range(d):
+            left = target[i, f] - x_hat[i, f]
+            value = off[i, f] - left
+            off[i, f] = value
+            error += value * value
+            size += left * left
+        errors[i], sizes[i] = error, size

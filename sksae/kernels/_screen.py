@@ -33,6 +33,8 @@ _FEWEST_CONCEPTS, _FEWEST_FEATURES, _FEWEST_ROWS = 1024, 64, 16
 _LARGEST_SHARE = 1 / 16
 # Batches until it is tried again after one with a larger share.
 _PAUSE = 32
+# Rows whose products are made and looked at together.
+_BLOCK = 128
 
 
 @functools.cache
@@ -79,7 +81,7 @@ class Screened:
         self.shape = len(c.rows), len(table.rows)
         self.dtype, self.device = bias.dtype, bias.device
         self.products = workspace.memory[: len(c.rows)].view(torch.int32)
-        torch._int_mm(c.whole, table.whole.T, out=self.products)
+        self._has_products = False
         self._full: Tensor | None = None
 
     def __len__(self) -> int:
@@ -112,6 +114,9 @@ class Screened:
         }
         return {name: tensor.numpy() for name, tensor in tensors.items()}
 
+    def _multiply(self, rows: slice, out: Tensor) -> None:
+        torch._int_mm(self.c.whole[rows], self.table.whole.T, out=out)
+
     def top_k(self, k: int) -> tuple[SparseCodes, Tensor] | None:
         """Select as `_cpu.top_k` does; None if a product in full precision is to do it."""
         n, m = self.shape
@@ -120,8 +125,18 @@ class Screened:
         values, columns = self.bias.new_empty(n, k), torch.empty(n, k, dtype=torch.int32)
         counts, tried = torch.empty(2, n, dtype=torch.int64)
         out = [t.numpy() for t in (columns, values, counts, tried)]
-        arrays = self._arrays.values()
-        split(lambda a, b: loops().top_k(*arrays, k, *out, a, b), n, 4)
+        _, rows, inverse, margin, *of_table = self._arrays.values()
+        self._has_products = False  # of all rows
+
+        def work(start: int, stop: int) -> None:
+            for first in range(start, stop, _BLOCK):  # whose products stay in the cache
+                block = slice(first, min(first + _BLOCK, stop))
+                acc = self.products[start : start + block.stop - first]
+                self._multiply(block, acc)
+                given = (acc.numpy(), rows[block], inverse[block], margin[block], *of_table, k)
+                loops().top_k(*given, *(x[block] for x in out), 0, len(acc))
+
+        split(work, n, 2)
         if int(tried.sum()) > _LARGEST_SHARE * n * m:
             self.workspace.pause = _PAUSE
         if bool((counts < k).any()):
@@ -137,7 +152,14 @@ class Screened:
         counts = torch.empty(n, dtype=torch.int64)
         names = ("acc", "inverse", "margin", "bias", "table")
         given = (*(arrays[name] for name in names), cuts, counts.numpy())
-        split(lambda a, b: loops().count_above(*given, a, b), n, 4)
+
+        def count(start: int, stop: int) -> None:
+            if not self._has_products:
+                self._multiply(slice(start, stop), self.products[start:stop])
+            loops().count_above(*given, start, stop)
+
+        split(count, n, 4)
+        self._has_products = True
         if int(counts.sum()) > _LARGEST_SHARE * n * m:
             return None
         indptr = indptr_of(counts)
@@ -188,8 +210,14 @@ class Workspace:
 
     def full(self, c: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Give ``c @ weight.T + bias``, shape (n, m), in the precision of the memory."""
-        b, x, w = (t.to(self.memory.dtype) for t in (bias, c, weight))
-        return torch.addmm(b, x, w.T, out=self.memory[: len(c)])
+        b, x, w = (t.detach().to(self.memory.dtype) for t in (bias, c, weight))
+        out = self.memory[: len(c)]
+        if out.device.type == "cpu":
+            # In ranges, because torch's own threads may be kept from it.
+            split(lambda i, j: _addmm(b, x[i:j], w, out[i:j]), len(c))
+        else:
+            _addmm(b, x, w, out)
+        return out
 
     def _screened(self, c: Tensor, weight: Tensor, bias: Tensor) -> Screened | None:
         n, d = c.shape
@@ -205,3 +233,7 @@ class Workspace:
             return None
         self.n_screened += 1
         return Screened(self, rounded, self._table, bias)
+
+
+def _addmm(bias: Tensor, x: Tensor, weight: Tensor, out: Tensor) -> None:
+    torch.addmm(bias, x, weight.T, out=out)

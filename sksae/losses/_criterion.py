@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._functions import auxk_loss, dead_neurons_reanimation, l0_penalty, l1_penalty, mse
+from ..kernels import dead_loss, has_dead_loss
+from ._functions import LEAK, auxk_loss, dead_neurons_reanimation, l0_penalty, l1_penalty, mse
 from ._target_l0 import TargetL0
 from ._terms import STORED_TERMS
 
@@ -243,7 +244,8 @@ class SAELoss(nn.Module):
         others = [c * _STORED_TERMS[term](*batch) for c, term in self.reconstruction_terms if c]
         loss = error + sum(others) + self._penalty(penalties)
         if self.auxk_coefficient and len(module.dead_concepts):
-            loss = loss + self._auxk(module, x, x_hats[-1], None, module.dead_rows(), inputs)
+            auxk = self._stored_auxk if has_dead_loss(x.device) else self._auxk
+            loss = loss + auxk(module, x, x_hats[-1].detach(), None, module.dead_rows(), inputs)
         return loss
 
     def _penalty(self, penalties: list[Tensor]) -> Tensor | float:
@@ -276,9 +278,18 @@ class SAELoss(nn.Module):
         n = _auxk_rows(len(x), x.shape[1], len(module.dead_concepts))
         inputs = x if inputs is None else inputs
         pre_codes = module.dead_pre_codes(inputs[:n], None if pre_codes is None else pre_codes[:n])
-        x, x_hat = x[:n], x_hat[:n]
-        k_aux = self.k_aux or max(1, x.shape[1] // 2)
-        return self.auxk_coefficient * auxk_loss(x - x_hat, pre_codes, rows, k_aux)
+        residual = x[:n] - x_hat[:n]
+        return self.auxk_coefficient * auxk_loss(residual, pre_codes, rows, self._k_aux(x))
+
+    def _stored_auxk(self, module, x, x_hat, pre_codes, rows, inputs) -> Tensor:
+        """Give `_auxk` of a linear encoder."""
+        n = _auxk_rows(len(x), x.shape[1], len(module.dead_concepts))
+        c, *encoder = module.dead_encoder((x if inputs is None else inputs)[:n])
+        loss = dead_loss(c, tuple(encoder), rows, x[:n], x_hat[:n], self._k_aux(x), LEAK)
+        return self.auxk_coefficient * loss
+
+    def _k_aux(self, x: Tensor) -> int:
+        return self.k_aux or max(1, x.shape[1] // 2)
 
 
 def _auxk_rows(n: int, n_features: int, n_dead: int) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_LEAK = 0.1
+LEAK = 0.1
 
 
 def mse(x: Tensor, x_hat: Tensor, pre_codes=None, codes=None, dictionary=None) -> Tensor:
@@ -169,7 +169,7 @@ def auxk_loss(residual: Tensor, pre_codes: Tensor, dictionary: Tensor, k_aux: in
     0.25
     """
     residual = residual.detach()
-    codes = torch.nn.functional.leaky_relu(pre_codes, _LEAK)
+    codes = torch.nn.functional.leaky_relu(pre_codes, LEAK)
     if k_aux < codes.shape[1]:
         values, indices = codes.topk(k_aux, dim=1, sorted=False)
         codes = torch.zeros_like(codes).scatter(1, indices, values)

@@ -356,13 +356,17 @@ class SAEModule:
         Of the linear encoder they are computed anew, so that their gradient reaches the
         encoder's rows of dead concepts only, and not the decoder bias.
         """
-        dead = self.dead_concepts
         if not self.has_linear_encoder:
             assert pre_codes is not None
-            return pre_codes.index_select(1, dead)
+            return pre_codes.index_select(1, self.dead_concepts)
+        return nn.functional.linear(*self.dead_encoder(u))
+
+    def dead_encoder(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Give what the linear encoder gets for scaled input, and its dead rows and biases."""
         linear = self.linear_encoder
-        weight, bias = self._dead_rows("encoder", linear.weight), linear.bias.index_select(0, dead)
-        return nn.functional.linear(u - self.pre_bias.detach(), weight, bias)
+        weight = self._dead_rows("encoder", linear.weight)
+        bias = linear.bias.index_select(0, self.dead_concepts)
+        return u - self.pre_bias.detach(), weight, bias
 
     def row_parameters(self) -> dict[str, Tensor]:
         """Give the matrices with a row per concept, by the name that `RowGradients` knows."""

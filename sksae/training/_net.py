@@ -19,7 +19,7 @@ from skorch.callbacks import Callback, EpochTimer
 from skorch.dataset import unpack_data
 from skorch.utils import TeeGenerator
 
-from ..kernels import RowGradients, steps_by_rows
+from ..kernels import RowGradients, own_threads, steps_by_rows
 from ..losses import check_loss
 from ._data import BatchIterator, RowBatches
 from ._progress import ProgressBar
@@ -331,9 +331,10 @@ class SAENet(NeuralNet):
                 closure()
         finally:
             module.row_gradients = None
-        for name, parameter in module.row_parameters().items():
-            gradients.step(name, parameter, self.optimizer_)
-        self.optimizer_.step()  # with what has a gradient
+        with own_threads():
+            for name, parameter in module.row_parameters().items():
+                gradients.step(name, parameter, self.optimizer_)
+            self.optimizer_.step()  # with what has a gradient
 
     def _scaled_step(self, closure):
         """Step with scaled gradients; if they overflow, again in full precision."""
@@ -353,23 +354,26 @@ class SAENet(NeuralNet):
 
     def train_step_single(self, batch, **fit_params):
         """Compute loss and gradients of one batch, in full precision if half precision fails."""
-        u, target = self._scaled(*unpack_data(batch), pull_in=True)
-        half = self.amp_dtype is not None and not self._full_precision
-        step = self._forward_stored(u, target)
-        # On stored codes nothing can overflow that would not in full precision.
-        may_overflow = half and step is None
+        with own_threads():
+            u, target = self._scaled(*unpack_data(batch), pull_in=True)
+            step = self._forward_stored(u, target)
+            if step is not None:
+                self._backward(step["loss"])
         if step is None:
+            half = self.amp_dtype is not None and not self._full_precision
             step = self._forward(u, target, self.amp_dtype if half else None)
-        if may_overflow and not torch.isfinite(step["loss"]):
-            step = self._forward(u, target, None)
-            self._count_nan_fallback()
-        if u.device.type == "cpu" and not torch.isfinite(step["loss"]):
-            raise not_finite(self.n_steps_)  # elsewhere, asking would stall every step
-        if self.optimizer_scaler_ is None:
-            step["loss"].backward()
-        else:
-            self.optimizer_scaler_.scale(step["loss"]).backward()
+            if half and not torch.isfinite(step["loss"]):
+                step = self._forward(u, target, None)
+                self._count_nan_fallback()
+            self._backward(step["loss"])
         return {key: value.detach() for key, value in step.items()}
+
+    def _backward(self, loss):
+        if loss.device.type == "cpu" and not torch.isfinite(loss):
+            raise not_finite(self.n_steps_)  # elsewhere, asking would stall every step
+        if self.optimizer_scaler_ is not None:
+            loss = self.optimizer_scaler_.scale(loss)
+        loss.backward()
 
     def validation_step(self, batch, **fit_params):
         """Compute loss, activity and reconstruction of one held-out batch."""

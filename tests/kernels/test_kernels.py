@@ -2,7 +2,6 @@
 
 import os
 
-import numpy as np
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -13,7 +12,6 @@ from sksae.kernels import (
     _cpu,
     _cuda,
     _ops,
-    _threads,
     above,
     decode,
     encode,
@@ -251,30 +249,6 @@ def test_layouts_by_hand():
 
 
 # -- threads --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("n_threads", [1, 2, 5])
-@pytest.mark.parametrize("n", [0, 1, 2, 3, 100])
-def test_ranges_cover_everything_once(n_threads, n, monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
-    seen = np.zeros(n, dtype=int)
-
-    def work(start, stop):
-        seen[start:stop] += 1
-
-    _threads.split(work, n, 3)
-    assert (seen == 1).all()
-
-
-def test_an_error_in_a_thread_arrives(monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-
-    def work(start, stop):
-        if start:
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        _threads.split(work, 10)
 
 
 def test_results_do_not_depend_on_threads(monkeypatch):

@@ -1,0 +1,107 @@
+"""The compiled auxiliary loss against the formula under plain autograd."""
+
+import numpy as np
+import pytest
+import torch
+
+from sksae.kernels import dead_loss, has_dead_loss
+from sksae.losses import auxk_loss
+from sksae.losses._functions import LEAK
+
+pytestmark = pytest.mark.skipif(
+    not has_dead_loss(torch.device("cpu")), reason="Numba is not installed"
+)
+
+
+def batch(n, n_dead, d=24, n_inputs=24, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(n, n_inputs), (n_dead, n_inputs), (n_dead,), (n_dead, d), (n, d), (n, d)]
+    tensors = [torch.randn(s, generator=generator, dtype=dtype) for s in shapes]
+    for parameter in tensors[1:4]:
+        parameter.requires_grad_()
+    return tensors
+
+
+def plain(c, weight, bias, dictionary, target, x_hat, k):
+    pre_codes = torch.nn.functional.linear(c, weight, bias)
+    return auxk_loss(target - x_hat, pre_codes, dictionary, k)
+
+
+def compiled(c, weight, bias, dictionary, target, x_hat, k):
+    return dead_loss(c, (weight, bias), dictionary, target, x_hat, k, LEAK)
+
+
+def both(tensors, k):
+    parameters = tensors[1:4]
+    losses = [compute(*tensors, k) for compute in (compiled, plain)]
+    return losses, [torch.autograd.grad(3 * loss, parameters) for loss in losses]
+
+
+@pytest.fixture(params=[1, 2])
+def n_threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("n", "n_dead", "k"), [(50, 40, 7), (7, 5, 9), (1, 1, 1), (33, 12, 12)])
+def test_loss_and_gradients(n, n_dead, k, n_threads):
+    (loss, expected), (gradients, plain_gradients) = both(batch(n, n_dead), k)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    for gradient, reference in zip(gradients, plain_gradients, strict=True):
+        torch.testing.assert_close(gradient, reference, rtol=1e-10, atol=1e-13)
+
+
+def test_in_float32_and_with_a_target_of_another_width():
+    tensors = batch(64, 30, d=10, dtype=torch.float32)
+    (loss, expected), (gradients, plain_gradients) = both(tensors, 6)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, expected)
+    for gradient, reference in zip(gradients, plain_gradients, strict=True):
+        torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-6)
+
+
+def test_of_equal_pre_codes_as_many_count_as_asked_for():
+    tensors = batch(4, 6)
+    with torch.no_grad():
+        tensors[1].zero_()
+        tensors[2].fill_(0.5)
+        tensors[3].copy_(tensors[3][:1].expand(6, -1))  # so that it does not matter which
+    losses, _ = both(tensors, 3)
+    torch.testing.assert_close(*losses)
+
+
+def test_without_a_residual_it_is_zero_and_has_no_gradient():
+    tensors = batch(5, 4)
+    tensors[5] = tensors[4]
+    losses, gradients = both(tensors, 2)
+    assert losses[0] == losses[1] == 0
+    assert all((g == 0).all() for each in gradients for g in each)
+
+
+@pytest.mark.parametrize("frozen", [1, 2, 3])
+def test_what_is_frozen_gets_no_gradient(frozen):
+    tensors = batch(20, 9)
+    (expected,) = both(tensors, 4)[1][1:]
+    tensors[frozen].requires_grad_(False)
+    compiled(*tensors, 4).mul(3).backward()
+    for i, reference in zip((1, 2, 3), expected, strict=True):
+        if i == frozen:
+            assert tensors[i].grad is None
+        else:
+            torch.testing.assert_close(tensors[i].grad, reference)
+
+
+def test_rows_need_not_lie_together():
+    tensors = batch(30, 8)
+    expected = compiled(*tensors, 3)
+    for i in (0, 4, 5):
+        tensors[i] = tensors[i].T.contiguous().T
+    torch.testing.assert_close(compiled(*tensors, 3), expected)
+
+
+def test_what_is_not_a_number_is_not_hidden():
+    tensors = batch(6, 5)
+    tensors[0][2, 3] = np.nan
+    assert compiled(*tensors, 2).isnan()
