@@ -60,15 +60,24 @@ class BatchTopKSAE(BaseSAE):
         **BaseSAE._parameter_constraints,
         "top_k": TOP_K,
         "k_anneal": STEPS,
+        "topk_start": STEPS,
         "threshold_momentum": MOMENTUM,
     }
 
     def __init__(
-        self, nb_concepts=1024, *, top_k=32, threshold_momentum=0.9, k_anneal=0.0, **shared
+        self,
+        nb_concepts=1024,
+        *,
+        top_k=32,
+        threshold_momentum=0.9,
+        k_anneal=0.0,
+        topk_start=0.0,
+        **shared,
     ):
         super().__init__(nb_concepts, **shared)
         self.top_k = top_k
         self.k_anneal = k_anneal
+        self.topk_start = topk_start
         self.threshold_momentum = threshold_momentum
 
     def _check_parameters(self):

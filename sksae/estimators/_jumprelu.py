@@ -8,8 +8,10 @@ from ._parameters import (
     COEFFICIENT,
     PENALISED,
     POSITIVE,
+    STEPS,
     check_resampling,
     check_target_l0,
+    check_topk_start,
     one_of,
 )
 
@@ -97,6 +99,7 @@ class JumpReLUSAE(BaseSAE):
         **BaseSAE._parameter_constraints,
         "l0_coefficient": COEFFICIENT,
         **PENALISED,
+        "topk_start": STEPS,
         "bandwidth": POSITIVE,
         "kernel": one_of(KERNEL_NAMES),
     }
@@ -108,6 +111,7 @@ class JumpReLUSAE(BaseSAE):
         l0_coefficient=1e-3,
         target_l0=None,
         sparsity_warmup=0.05,
+        topk_start=0.0,
         resample_dead=False,
         bandwidth=1.0,
         kernel="rectangle",
@@ -117,6 +121,7 @@ class JumpReLUSAE(BaseSAE):
         self.l0_coefficient = l0_coefficient
         self.target_l0 = target_l0
         self.sparsity_warmup = sparsity_warmup
+        self.topk_start = topk_start
         self.resample_dead = resample_dead
         self.bandwidth = bandwidth
         self.kernel = kernel
@@ -132,6 +137,7 @@ class JumpReLUSAE(BaseSAE):
 
     def _check_parameters(self):
         check_target_l0(self, "l0_coefficient")
+        check_topk_start(self)
         check_resampling(self)
 
     def _loss_terms(self):

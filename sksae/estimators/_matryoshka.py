@@ -48,6 +48,8 @@ class MatryoshkaSAE(BatchTopKSAE):
         As in `BatchTopKSAE`.
     k_anneal : float or int, default=0.0
         As in `BatchTopKSAE`.
+    topk_start : float or int, default=0.0
+        As in `BatchTopKSAE`.
     **shared
         The parameters of `BaseSAE`.
 
@@ -97,6 +99,7 @@ class MatryoshkaSAE(BatchTopKSAE):
         prefix_weights=None,
         threshold_momentum=0.9,
         k_anneal=0.0,
+        topk_start=0.0,
         **shared,
     ):
         super().__init__(
@@ -104,6 +107,7 @@ class MatryoshkaSAE(BatchTopKSAE):
             top_k=top_k,
             threshold_momentum=threshold_momentum,
             k_anneal=k_anneal,
+            topk_start=topk_start,
             **shared,
         )
         self.prefixes = prefixes
