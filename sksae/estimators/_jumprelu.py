@@ -58,7 +58,14 @@ class JumpReLUSAE(BaseSAE):
         up to 8,192 training rows.
     sparsity_warmup : float or int, default=0.05
         Over that share of the steps of the fit (an int: over that many steps) the penalty
-        grows to its full weight.
+        grows to its full weight; with a ``topk_start``, from its end on.
+    topk_start : float or int, default=0.0
+        With a ``target_l0``: over that share of the steps of the fit (an int: over that many
+        steps; in `partial_fit` a share of 2,000) each sample keeps its own ``target_l0``
+        largest codes, rounded to a number from 1 on, as in `TopKSAE`. There is no penalty
+        meanwhile, and no threshold learns; then all start from the one that keeps
+        ``target_l0`` codes on average. With 1.0 they stay there, equal for all concepts. See
+        the Notes for when that helps and when it harms.
     resample_dead : bool, default=False
         At the end of each epoch in the first half of the fit, start dead concepts anew at
         badly reconstructed rows [2]_. Without effect in `partial_fit`.

@@ -18,6 +18,8 @@ _INITIAL_THRESHOLD = 0.5
 _SMALLEST_FACTOR = 1e-3
 # Rows that the momentum of BatchTopK's threshold is meant for.
 _MOMENTUM_ROWS = 1024
+# How much more a new threshold counts where training did not move the old one.
+_CATCH_UP = 8
 
 
 class VanillaModule(SAEModule, overcomplete_sae.SAE):
@@ -86,6 +88,7 @@ class BatchTopKModule(_Annealed, SAEModule, overcomplete_sae.BatchTopKSAE):
 
         During training the weights move on, and the running mean lags behind them.
         """
+        weight = _weight_of_new(self, weight)
         self.k_scale, self.per_sample = 1.0, False
         codes = (self.rank(self.encoder(u - self.decoder_bias)[1]) for u in batches)
         threshold = mean_kth_largest(codes, self.top_k).to(self.running_threshold)
@@ -204,6 +207,7 @@ class JumpReLUModule(SAEModule, overcomplete_sae.JumpSAE):
 
         Thresholds are slow to follow the penalty; this makes up for what is left.
         """
+        weight = _weight_of_new(self, weight)
         self.per_sample = False
         if self.target_l0 is None:
             return
@@ -226,6 +230,11 @@ class JumpReLUModule(SAEModule, overcomplete_sae.JumpSAE):
         """Start the dead concepts anew, at the initial threshold."""
         self.thresholds[self.dead_concepts] = math.log(_INITIAL_THRESHOLD)
         super().revive(directions, encoder_share)
+
+
+def _weight_of_new(module: SAEModule, weight: float) -> float:
+    """Give the weight of a new threshold; more after steps that did not move the old one."""
+    return min(1.0, _CATCH_UP * weight) if module.per_sample else weight
 
 
 def _largest_of_rows(codes: Tensor, ranked: Tensor, k: int) -> Tensor:

@@ -47,7 +47,9 @@ def sparsity_is_settled(net) -> bool:
     -------
     bool
     """
-    if net.module_.per_sample or net.n_steps_ < max(net.topk_start + net.sparsity_warmup, net.k_anneal):
+    if net.module_.per_sample or net.n_steps_ < max(
+        net.topk_start + net.sparsity_warmup, net.k_anneal
+    ):
         return False
     target = net.criterion_.target_l0
     return target is None or abs(net.history[-1]["l0"] / target - 1) < _NEAR_TARGET
