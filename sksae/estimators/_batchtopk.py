@@ -32,8 +32,8 @@ class BatchTopKSAE(BaseSAE):
         Over that share of the steps of the fit (an int: over that many steps; in
         `partial_fit` a share of 2,000) each sample keeps its own ``top_k`` largest codes, as
         in `TopKSAE`, and only then do samples share them. With 1.0 they never do in training,
-        and the threshold alone is that of a batch. See the Notes for when that helps and when
-        it harms.
+        and the threshold alone is that of a batch. ``early_stopping`` waits for the end. See
+        the Notes for when a start like that helps and when it harms.
     **shared
         The parameters of `BaseSAE`.
 
@@ -41,6 +41,11 @@ class BatchTopKSAE(BaseSAE):
     ----------
     threshold_ : float
         Smallest active code at evaluation, in input units.
+
+    See Also
+    --------
+    TopKSAE : The same number of concepts for every sample.
+    BaseSAE : The shared parameters, fitted attributes and methods.
 
     Notes
     -----
@@ -51,11 +56,6 @@ class BatchTopKSAE(BaseSAE):
     codes rose from 0.24 to 0.54. Where some features are far more frequent than others or
     imply each other it harms: see `JumpReLUSAE` for numbers. Real activations resemble
     neither closely, so that held-out rows have to tell.
-
-    See Also
-    --------
-    TopKSAE : The same number of concepts for every sample.
-    BaseSAE : The shared parameters, fitted attributes and methods.
 
     References
     ----------

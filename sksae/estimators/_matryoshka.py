@@ -49,7 +49,8 @@ class MatryoshkaSAE(BatchTopKSAE):
     k_anneal : float or int, default=0.0
         As in `BatchTopKSAE`.
     topk_start : float or int, default=0.0
-        As in `BatchTopKSAE`.
+        As in `BatchTopKSAE`, of whose Notes a smaller part holds here: with 0.8, of the
+        planted features there 66 % were found instead of 6 %.
     **shared
         The parameters of `BaseSAE`.
 

@@ -31,8 +31,8 @@ def set_sparsity(net, data: RowBatches) -> None:
         module.train()
     module.per_sample = own
     module.k_scale = 1 + (_K_START - 1) * (1 - ramp(step, net.k_anneal))
-    warmup = 0.0 if own else ramp(step - net.topk_start, net.sparsity_warmup)
-    net.criterion_.warmup = warmup
+    share = 0.0 if own else ramp(step - net.topk_start, net.sparsity_warmup)
+    net.criterion_.warmup = share
 
 
 def sparsity_is_settled(net) -> bool:
