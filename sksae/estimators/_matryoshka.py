@@ -49,8 +49,8 @@ class MatryoshkaSAE(BatchTopKSAE):
     k_anneal : float or int, default=0.0
         As in `BatchTopKSAE`.
     topk_start : float or int, default=0.0
-        As in `BatchTopKSAE`, of whose Notes a smaller part holds here: with 0.8, of the
-        planted features there 66 % were found instead of 6 %.
+        As in `BatchTopKSAE`. Both effects in its Notes are smaller here: with 0.8, 66 % of the
+        planted features were found instead of 6 %, and F1 fell from 0.88 to 0.86.
     **shared
         The parameters of `BaseSAE`.
 
