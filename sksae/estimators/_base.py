@@ -19,7 +19,7 @@ from .._device import resolve_device
 from .._sklearn import fit_context, output_container
 from ..activations._rows import rows_frame, rows_of, with_rows
 from ..training import RowBatches
-from ..training._data import PairedRows, SharedRows, random_rows
+from ..training._data import SAMPLE_ROWS, PairedRows, SharedRows, sample_batches
 from . import _parameters as parameters
 from ._coding import Coder, CSRBuilder, decode_rows, explained_share
 from ._input import check_codes, check_input, check_tensor, split_rows
@@ -33,7 +33,6 @@ from ._nets import (
     units_of,
 )
 
-_DIAGNOSTIC_ROWS = 8192
 _STOPPING_FRACTION = 0.1
 _MANY_DEAD = 0.2
 _FAR_FROM_TARGET = 0.1
@@ -199,6 +198,7 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
     # Parameters that only some variants have.
     sparsity_warmup: float = 0
     k_anneal: float = 0
+    topk_start: float = 0
     target_l0: float | None = None
     resample_dead = False
 
@@ -451,7 +451,7 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
             yield from self.net_.steps(data)
         except KeyboardInterrupt as exc:
             interrupt = exc
-        self._finish(data, min(1.0, len(data) / _DIAGNOSTIC_ROWS) if is_chunk else 1.0)
+        self._finish(data, min(1.0, len(data) / SAMPLE_ROWS) if is_chunk else 1.0)
         return interrupt
 
     def _finish(self, data, weight):
@@ -463,13 +463,12 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         net.valid_data = None
         net.drop_unfinished_epoch()
         net.optimizer_.zero_grad(set_to_none=True)
-        sample = random_rows(len(data), _DIAGNOSTIC_ROWS, net.seed)
-        batches = sample.tensor_split(-(-len(sample) // int(self.batch_size)))
+        batches = sample_batches(len(data), self.batch_size, net.seed)
         module.eval()
         module.finish((data.take(index) / module.input_scale for index in batches), weight)
         coder = Coder(module, self.backend)
         n_active = sum(torch.count_nonzero(coder.encode(data.take(i))[1]) for i in batches)
-        self.l0_ = int(n_active) / len(sample)
+        self.l0_ = int(n_active) / sum(map(len, batches))
         silent = module.samples_since_fired >= len(data)
         self.dead_fraction_ = float(silent.double().mean())
         self.n_iter_ = len(net.history)

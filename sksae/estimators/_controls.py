@@ -32,6 +32,7 @@ class _Control(BatchTopKSAE):
         init="random",
         threshold_momentum=0.9,
         k_anneal=0.0,
+        topk_start=0.0,
         **shared,
     ):
         super().__init__(
@@ -39,6 +40,7 @@ class _Control(BatchTopKSAE):
             top_k=top_k,
             threshold_momentum=threshold_momentum,
             k_anneal=k_anneal,
+            topk_start=topk_start,
             **shared,
         )
         self.init = init
@@ -129,6 +131,8 @@ class FrozenDecoderSAE(_Control):
         As in `BatchTopKSAE`.
     k_anneal : float or int, default=0.0
         As in `BatchTopKSAE`.
+    topk_start : float or int, default=0.0
+        As in `BatchTopKSAE`.
     **shared
         The parameters of `BaseSAE`. ``use_multiplier`` in ``dictionary_params`` is refused.
 
@@ -205,6 +209,8 @@ class SoftFrozenSAE(_Control):
         As in `BatchTopKSAE`.
     k_anneal : float or int, default=0.0
         As in `BatchTopKSAE`.
+    topk_start : float or int, default=0.0
+        As in `BatchTopKSAE`.
     **shared
         The parameters of `BaseSAE`. Rows have unit norm: another ``normalization`` and
         ``use_multiplier`` in ``dictionary_params`` are refused.
@@ -253,6 +259,7 @@ class SoftFrozenSAE(_Control):
         init="random",
         threshold_momentum=0.9,
         k_anneal=0.0,
+        topk_start=0.0,
         **shared,
     ):
         super().__init__(
@@ -261,6 +268,7 @@ class SoftFrozenSAE(_Control):
             init=init,
             threshold_momentum=threshold_momentum,
             k_anneal=k_anneal,
+            topk_start=topk_start,
             **shared,
         )
         self.min_cosine = min_cosine
@@ -293,6 +301,7 @@ class _FrozenEncoder(_Control):
         init="random",
         threshold_momentum=0.9,
         k_anneal=0.0,
+        topk_start=0.0,
         auxk_coefficient=0.0,
         **shared,
     ):
@@ -302,6 +311,7 @@ class _FrozenEncoder(_Control):
             init=init,
             threshold_momentum=threshold_momentum,
             k_anneal=k_anneal,
+            topk_start=topk_start,
             auxk_coefficient=auxk_coefficient,
             **shared,
         )
@@ -344,6 +354,8 @@ class FrozenEncoderSAE(_FrozenEncoder):
     threshold_momentum : float, default=0.9
         As in `BatchTopKSAE`.
     k_anneal : float or int, default=0.0
+        As in `BatchTopKSAE`.
+    topk_start : float or int, default=0.0
         As in `BatchTopKSAE`.
     auxk_coefficient : float, default=0.0
         0; there is nothing by which a dead concept could be revived.
@@ -408,6 +420,8 @@ class RandomSAE(_FrozenEncoder):
     threshold_momentum : float, default=0.9
         As in `BatchTopKSAE`.
     k_anneal : float or int, default=0.0
+        As in `BatchTopKSAE`.
+    topk_start : float or int, default=0.0
         As in `BatchTopKSAE`.
     auxk_coefficient : float, default=0.0
         0; there is nothing by which a dead concept could be revived.

@@ -50,6 +50,8 @@ class Crosscoder(BatchTopKSAE):
         As in `BatchTopKSAE`.
     k_anneal : float or int, default=0.0
         As in `BatchTopKSAE`.
+    topk_start : float or int, default=0.0
+        As in `BatchTopKSAE`.
     **shared
         The parameters of `BaseSAE`. ``outlier_ratio`` is applied to each layer by itself.
 
@@ -115,6 +117,7 @@ class Crosscoder(BatchTopKSAE):
         top_k=32,
         threshold_momentum=0.9,
         k_anneal=0.0,
+        topk_start=0.0,
         **shared,
     ):
         super().__init__(
@@ -122,6 +125,7 @@ class Crosscoder(BatchTopKSAE):
             top_k=top_k,
             threshold_momentum=threshold_momentum,
             k_anneal=k_anneal,
+            topk_start=topk_start,
             **shared,
         )
         self.n_layers = n_layers

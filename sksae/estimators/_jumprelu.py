@@ -8,8 +8,10 @@ from ._parameters import (
     COEFFICIENT,
     PENALISED,
     POSITIVE,
+    STEPS,
     check_resampling,
     check_target_l0,
+    check_topk_start,
     one_of,
 )
 
@@ -56,7 +58,14 @@ class JumpReLUSAE(BaseSAE):
         up to 8,192 training rows.
     sparsity_warmup : float or int, default=0.05
         Over that share of the steps of the fit (an int: over that many steps) the penalty
-        grows to its full weight.
+        grows to its full weight; with a ``topk_start``, from its end on.
+    topk_start : float or int, default=0.0
+        With a ``target_l0``: over that share of the steps of the fit (an int: over that many
+        steps; in `partial_fit` a share of 2,000) each sample keeps its own ``target_l0``
+        largest codes, rounded to a number from 1 on, as in `TopKSAE`. There is no penalty
+        meanwhile, and no threshold learns; then all start from the one that keeps
+        ``target_l0`` codes on average. With 1.0 they stay there, equal for all concepts. See
+        the Notes for when that helps and when it harms.
     resample_dead : bool, default=False
         At the end of each epoch in the first half of the fit, start dead concepts anew at
         badly reconstructed rows [2]_. Without effect in `partial_fit`.
@@ -75,6 +84,18 @@ class JumpReLUSAE(BaseSAE):
     --------
     VanillaSAE : Penalises the size of the codes instead of their number.
     BaseSAE : The shared parameters, fitted attributes and methods.
+
+    Notes
+    -----
+    What a ``topk_start`` does depends on the data. Of the 400 features of
+    `sksae.datasets.make_korznikov` in 50 dimensions, alike in frequency and independent, 3 %
+    were found without (at a cosine of 0.8, 8 active, 120,000 rows, 20 epochs, one seed) and
+    99 % with 0.8. On token activations of a small encoder (384 wide, 1,024 concepts,
+    ``target_l0=32``, two seeds) 0.1 raised held-out explained variance from 0.852 to 0.874
+    after 295 steps, and from 0.892 to 0.898 after 980; 0.3 did no more. But where features
+    differ in frequency and imply each other, in `sksae.datasets.make_synth_bench` (60,000
+    rows, ``target_l0=4``, two seeds), 0.1 lowered F1 of the codes from 0.76 to 0.61, at equal
+    explained variance: more of it is no evidence of better concepts.
 
     References
     ----------
@@ -97,6 +118,7 @@ class JumpReLUSAE(BaseSAE):
         **BaseSAE._parameter_constraints,
         "l0_coefficient": COEFFICIENT,
         **PENALISED,
+        "topk_start": STEPS,
         "bandwidth": POSITIVE,
         "kernel": one_of(KERNEL_NAMES),
     }
@@ -108,6 +130,7 @@ class JumpReLUSAE(BaseSAE):
         l0_coefficient=1e-3,
         target_l0=None,
         sparsity_warmup=0.05,
+        topk_start=0.0,
         resample_dead=False,
         bandwidth=1.0,
         kernel="rectangle",
@@ -117,6 +140,7 @@ class JumpReLUSAE(BaseSAE):
         self.l0_coefficient = l0_coefficient
         self.target_l0 = target_l0
         self.sparsity_warmup = sparsity_warmup
+        self.topk_start = topk_start
         self.resample_dead = resample_dead
         self.bandwidth = bandwidth
         self.kernel = kernel
@@ -132,6 +156,7 @@ class JumpReLUSAE(BaseSAE):
 
     def _check_parameters(self):
         check_target_l0(self, "l0_coefficient")
+        check_topk_start(self)
         check_resampling(self)
 
     def _loss_terms(self):

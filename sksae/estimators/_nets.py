@@ -36,6 +36,7 @@ _CHANGEABLE = (
     "dead_after",
     "sparsity_warmup",
     "k_anneal",
+    "topk_start",
     "l0_time",
     "backend",
     "optimizer",
@@ -262,6 +263,7 @@ def _loop(estimator, length: Length) -> dict[str, Any]:
         "dead_after": auto_dead_after(length) if dead_after == "auto" else dead_after,
         "sparsity_warmup": length.steps(estimator.sparsity_warmup),
         "k_anneal": length.steps(estimator.k_anneal),
+        "topk_start": length.steps(estimator.topk_start),
         "l0_time": max(30, length.assumed_steps / 10),
         "backend": estimator.backend,
     }

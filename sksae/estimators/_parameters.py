@@ -121,6 +121,16 @@ def check_target_l0(estimator, coefficient: str) -> None:
         )
 
 
+def check_topk_start(estimator) -> None:
+    """Refuse to start with each sample's largest codes where their number is not known."""
+    if estimator.topk_start and estimator.target_l0 is None:
+        raise ValueError(
+            f"topk_start={estimator.topk_start} of {type(estimator).__name__} keeps the target_l0 "
+            "largest codes of each sample at the start of a fit, but target_l0 is None. Set "
+            "target_l0 to the mean number of active concepts that you want, or topk_start=0."
+        )
+
+
 def check_resampling(estimator) -> None:
     """Refuse to resample concepts of an encoder whose weights are not known."""
     if estimator.resample_dead and estimator.encoder_module is not None:
@@ -140,7 +150,7 @@ def check_shared(estimator) -> None:
     """Check what the constraints of single parameters cannot."""
     _check_encoder_name(estimator)
     _check_callbacks(estimator)
-    for name in ("early_stopping", "k_anneal", "sparsity_warmup"):
+    for name in ("early_stopping", "k_anneal", "sparsity_warmup", "topk_start"):
         if isinstance(getattr(estimator, name), bool):
             raise ValueError(
                 f"The {name!r} parameter of {type(estimator).__name__} is a number, not a switch. "

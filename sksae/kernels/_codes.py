@@ -79,6 +79,13 @@ class SparseCodes:
         split._concept_order = self._concept_order
         return split
 
+    def ascending(self, values: Tensor) -> tuple[SparseCodes, Tensor]:
+        """Give the same entries and their values with the columns of each row in order."""
+        order = (self.rows.long() * self.n_concepts + self.columns).argsort()
+        kept = None if self.kept is None else self.kept[order]
+        codes = SparseCodes(self.indptr, self.columns[order], self.n_concepts, kept)
+        return codes, values[order]
+
     def keep(self, mask: Tensor) -> SparseCodes:
         """Give the layout of the entries where ``mask``, shape (n_stored,), is true."""
         n_before = indptr_of(mask)

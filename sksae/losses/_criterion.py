@@ -132,7 +132,7 @@ class SAELoss(nn.Module):
     Attributes
     ----------
     warmup : float
-        Share of the penalties that counts at this step, from 0 to 1.
+        Share of the penalties that counts at this step, from 0 to 1; at 0 they are not computed.
     """
 
     def __init__(
@@ -183,7 +183,7 @@ class SAELoss(nn.Module):
             One number.
         """
         batch = (x, x_hat, pre_codes, codes, dictionary)
-        penalties = [c * term(module, *batch) for c, term in self.terms if c]
+        penalties = [c * term(module, *batch) for c, term in self._penalties()]
         others = [c * term(module, *batch) for c, term in self.reconstruction_terms if c]
         loss = self.reconstruction(*batch) + sum(others) + self._penalty(penalties)
         if self.auxk_coefficient and len(module.dead_concepts):
@@ -240,13 +240,16 @@ class SAELoss(nn.Module):
             One number.
         """
         batch = (module, x, x_hats, codes, pre_codes, values)
-        penalties = [c * _STORED_TERMS[term](*batch) for c, term in self.terms if c]
+        penalties = [c * _STORED_TERMS[term](*batch) for c, term in self._penalties()]
         others = [c * _STORED_TERMS[term](*batch) for c, term in self.reconstruction_terms if c]
         loss = error + sum(others) + self._penalty(penalties)
         if self.auxk_coefficient and len(module.dead_concepts):
             auxk = self._stored_auxk if has_dead_loss(x.device) else self._auxk
             loss = loss + auxk(module, x, x_hats[-1].detach(), None, module.dead_rows(), inputs)
         return loss
+
+    def _penalties(self) -> list[tuple[float, Term]]:
+        return [(c, term) for c, term in self.terms if c and self.warmup]
 
     def _penalty(self, penalties: list[Tensor]) -> Tensor | float:
         return self.warmup * self.scale() * sum(penalties) if penalties else 0.0

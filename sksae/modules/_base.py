@@ -101,6 +101,8 @@ class SAEModule:
     dictionary: Dictionary
     # Whether `select_stored` and `select_active` take pre-codes that are `Screened`.
     screens = True
+    # Whether each sample keeps its own largest codes, as at the start of a fit it may.
+    per_sample = False
     # Set where a step of the optimizer goes by rows: instead of gradients of matrices.
     row_gradients: RowGradients | None = None
 
@@ -241,7 +243,7 @@ class SAEModule:
         """Give the active codes in input units, with memory for pre-codes."""
         linear, c = self.linear_encoder, x / self.input_scale - self.pre_bias
         pre = workspace.pre_codes(c, linear.weight, linear.bias)
-        codes, values = self.select_active(pre)
+        codes, values = self.select_stored(pre) if self.per_sample else self.select_active(pre)
         scale = self.code_scale
         return codes, values * (scale if scale.ndim == 0 else scale[codes.columns])
 

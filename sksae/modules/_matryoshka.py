@@ -38,6 +38,11 @@ class MatryoshkaModule(BatchTopKModule):
             return "nested dictionaries have kernels for the CPU only"
         return super().sparse_obstacle()
 
+    def select_stored(self, pre_codes: Tensor) -> tuple[SparseCodes, Tensor]:
+        """Choose as a BatchTopK module does; the concepts of each row ascend."""
+        codes, values = super().select_stored(pre_codes)
+        return codes.ascending(values) if self.per_sample else (codes, values)
+
     def reconstruct_stored(
         self, codes: SparseCodes, values: Tensor, u: Tensor, target: Tensor | None
     ) -> tuple[tuple[Tensor, ...], Tensor]:

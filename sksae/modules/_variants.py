@@ -18,6 +18,8 @@ _INITIAL_THRESHOLD = 0.5
 _SMALLEST_FACTOR = 1e-3
 # Rows that the momentum of BatchTopK's threshold is meant for.
 _MOMENTUM_ROWS = 1024
+# How much more a new threshold counts where training did not move the old one.
+_CATCH_UP = 8
 
 
 class VanillaModule(SAEModule, overcomplete_sae.SAE):
@@ -46,8 +48,7 @@ class TopKModule(_Annealed, SAEModule, overcomplete_sae.TopKSAE):
 
     def sparsify(self, pre_codes: Tensor, relu_codes: Tensor) -> Tensor:
         """Keep the ``top_k`` largest codes of each row."""
-        values, indices = relu_codes.topk(self.k(), dim=-1, sorted=False)
-        return torch.zeros_like(relu_codes).scatter(-1, indices, values)
+        return _largest_of_rows(relu_codes, relu_codes.detach(), self.k())
 
     def select_stored(self, pre_codes: Tensor) -> tuple[SparseCodes, Tensor]:
         """Choose the ``top_k`` largest of each row, where they are positive."""
@@ -58,7 +59,8 @@ class BatchTopKModule(_Annealed, SAEModule, overcomplete_sae.BatchTopKSAE):
     """The ``top_k * n`` largest ReLU codes of a batch of n; at evaluation, one threshold.
 
     The threshold, in scaled units, is a running mean over batches of the smallest code
-    kept; it is NaN before the first training batch.
+    kept; it is NaN before the first training batch. While ``per_sample``, each sample keeps
+    its own ``top_k`` largest codes instead, and the threshold stays as it is.
     """
 
     threshold_momentum: float
@@ -71,6 +73,8 @@ class BatchTopKModule(_Annealed, SAEModule, overcomplete_sae.BatchTopKSAE):
     def sparsify(self, pre_codes: Tensor, relu_codes: Tensor) -> Tensor:
         """Keep the codes above the batch's threshold, or above the running one."""
         ranked = self.rank(relu_codes.detach())
+        if self.per_sample:
+            return _largest_of_rows(relu_codes, ranked, self.k())
         threshold = self._batch_threshold(ranked) if self.training else self.running_threshold
         return relu_codes * ((ranked >= threshold) & (ranked > 0))
 
@@ -84,9 +88,10 @@ class BatchTopKModule(_Annealed, SAEModule, overcomplete_sae.BatchTopKSAE):
 
         During training the weights move on, and the running mean lags behind them.
         """
+        weight = _weight_of_new(self, weight)
+        self.k_scale, self.per_sample = 1.0, False
         codes = (self.rank(self.encoder(u - self.decoder_bias)[1]) for u in batches)
         threshold = mean_kth_largest(codes, self.top_k).to(self.running_threshold)
-        self.k_scale = 1.0
         self._mix(threshold, weight)
 
     def _mix(self, threshold: Tensor, weight: float) -> None:
@@ -96,6 +101,8 @@ class BatchTopKModule(_Annealed, SAEModule, overcomplete_sae.BatchTopKSAE):
 
     def select_stored(self, pre_codes: Tensor) -> tuple[SparseCodes, Tensor]:
         """Choose the ``k * n`` largest of the batch, where they are positive."""
+        if self.per_sample:
+            return top_k(pre_codes, self.k())
         n_kept = self.k() * len(pre_codes)
         codes, values, threshold = largest(pre_codes, n_kept, self.running_threshold)
         self._mix_of_batch(threshold, len(pre_codes))
@@ -125,7 +132,8 @@ class BatchTopKModule(_Annealed, SAEModule, overcomplete_sae.BatchTopKSAE):
 class JumpReLUModule(SAEModule, overcomplete_sae.JumpSAE):
     """Pre-codes above a threshold that each concept learns.
 
-    ``thresholds`` holds their logarithms, in scaled units.
+    ``thresholds`` holds their logarithms, in scaled units. While ``per_sample``, each sample
+    keeps its ``target_l0`` largest positive pre-codes instead, and no threshold has a gradient.
     """
 
     thresholds: torch.nn.Parameter
@@ -150,7 +158,14 @@ class JumpReLUModule(SAEModule, overcomplete_sae.JumpSAE):
 
     def sparsify(self, pre_codes: Tensor, relu_codes: Tensor) -> Tensor:
         """Zero the pre-codes that do not exceed their threshold."""
+        if self.per_sample:
+            return _largest_of_rows(relu_codes, relu_codes.detach(), self.k())
         return jump_relu(pre_codes, self.thresholds.exp(), self.kernel, self.bandwidth)
+
+    def k(self) -> int:
+        """Give the number of codes that a sample keeps while ``per_sample``."""
+        assert self.target_l0 is not None
+        return max(1, round(self.target_l0))
 
     def active(self, pre_codes: Tensor) -> Tensor:
         """Give 1 where a concept is active, with the threshold's pseudo-gradient."""
@@ -164,6 +179,8 @@ class JumpReLUModule(SAEModule, overcomplete_sae.JumpSAE):
 
     def select_stored(self, pre_codes: Tensor) -> tuple[SparseCodes, Tensor]:
         """Choose the pre-codes above their threshold or within reach of its kernel."""
+        if self.per_sample:
+            return top_k(pre_codes, self.k())
         cut = self.thresholds.exp() - REACH[self.kernel] * self.bandwidth
         return above(pre_codes, cut.nextafter(torch.full_like(cut, -torch.inf)))
 
@@ -173,6 +190,8 @@ class JumpReLUModule(SAEModule, overcomplete_sae.JumpSAE):
 
     def codes_of_stored(self, codes: SparseCodes, pre_codes: Tensor) -> Tensor:
         """Zero the stored pre-codes that do not exceed their threshold."""
+        if self.per_sample:
+            return pre_codes
         return jump_relu(pre_codes, self._thresholds_at(codes), self.kernel, self.bandwidth)
 
     def stored_active(self, codes: SparseCodes, pre_codes: Tensor) -> Tensor:
@@ -188,6 +207,8 @@ class JumpReLUModule(SAEModule, overcomplete_sae.JumpSAE):
 
         Thresholds are slow to follow the penalty; this makes up for what is left.
         """
+        weight = _weight_of_new(self, weight)
+        self.per_sample = False
         if self.target_l0 is None:
             return
         ratios = (self.encode_scaled(u)[0] / self.thresholds.exp() for u in batches)
@@ -209,3 +230,14 @@ class JumpReLUModule(SAEModule, overcomplete_sae.JumpSAE):
         """Start the dead concepts anew, at the initial threshold."""
         self.thresholds[self.dead_concepts] = math.log(_INITIAL_THRESHOLD)
         super().revive(directions, encoder_share)
+
+
+def _weight_of_new(module: SAEModule, weight: float) -> float:
+    """Give the weight of a new threshold; more after steps that did not move the old one."""
+    return min(1.0, _CATCH_UP * weight) if module.per_sample else weight
+
+
+def _largest_of_rows(codes: Tensor, ranked: Tensor, k: int) -> Tensor:
+    """Keep of each row of codes the k that rank highest, and zero the others."""
+    indices = ranked.topk(k, dim=-1, sorted=False).indices
+    return torch.zeros_like(codes).scatter(-1, indices, codes.gather(-1, indices))

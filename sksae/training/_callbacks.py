@@ -7,6 +7,8 @@ import copy
 import torch
 from skorch.callbacks import Callback, EarlyStopping
 
+from ._sparsity import sparsity_is_settled
+
 _ROWS = 8192
 _ENCODER_SHARE = 0.2
 
@@ -85,7 +87,7 @@ class BestEpoch(EarlyStopping):
 
     def on_epoch_end(self, net, **kwargs):
         """Compare the epoch with the best so far."""
-        if not net.sparsity_is_settled():
+        if not sparsity_is_settled(net):
             return
         super().on_epoch_end(net, **kwargs)
         if self.best_epoch_ == net.history[-1, "epoch"]:

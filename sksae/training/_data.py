@@ -13,6 +13,9 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+# Rows that stand for all where something is estimated from a sample.
+SAMPLE_ROWS = 8192
+
 _BLOCK_BYTES = 32 * 2**20
 _AT_CENTER = 1e-3
 # Rows small enough to stay in the processor's cache between two operations.
@@ -279,6 +282,12 @@ def random_rows(n_rows: int, most: int, seed: int = 0) -> Tensor:
     """
     order = torch.randperm(n_rows, generator=torch.Generator().manual_seed(seed))
     return order[:most].sort().values
+
+
+def sample_batches(n_rows: int, batch_size: int, seed: int) -> tuple[Tensor, ...]:
+    """Give batches of `random_rows`, up to 8,192, that stand for all rows."""
+    sample = random_rows(n_rows, SAMPLE_ROWS, seed)
+    return sample.tensor_split(-(-len(sample) // int(batch_size)))
 
 
 def geometric_median(rows: Tensor, max_iter: int = 50, tol: float = 1e-6) -> Tensor:

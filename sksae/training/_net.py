@@ -23,13 +23,11 @@ from ..kernels import RowGradients, own_threads, steps_by_rows
 from ..losses import check_loss
 from ._data import BatchIterator, RowBatches
 from ._progress import ProgressBar
-from ._schedule import ramp
+from ._sparsity import set_sparsity
 from ._stored import StoredSteps, TooManyStored, activity
 from ._totals import EpochTotals, not_finite
 
 _DEAD_EVERY = 16
-_K_START = 4
-_NEAR_TARGET = 0.1
 
 
 class _StopTraining(Exception):
@@ -70,6 +68,9 @@ class SAENet(NeuralNet):
         Steps over which the penalties grow to their full weight.
     k_anneal : int
         Steps over which the module's k falls to ``top_k``, from four times that.
+    topk_start : int
+        Steps at the start in which each sample keeps its own largest codes, before all share
+        them; penalties and the target for L0 wait until then.
     l0_time : float
         Steps in which a target for L0 corrects the scale of the penalties, see `TargetL0`.
     backend : str
@@ -94,6 +95,7 @@ class SAENet(NeuralNet):
         dead_after=None,
         sparsity_warmup=0,
         k_anneal=0,
+        topk_start=0,
         l0_time=100.0,
         backend="auto",
         **kwargs,
@@ -110,6 +112,7 @@ class SAENet(NeuralNet):
         self.dead_after = dead_after
         self.sparsity_warmup = sparsity_warmup
         self.k_anneal = k_anneal
+        self.topk_start = topk_start
         self.l0_time = l0_time
         self.backend = backend
         super().__init__(*args, **kwargs)
@@ -220,6 +223,8 @@ class SAENet(NeuralNet):
         for batch in iterator:
             if hooked:
                 self.notify("on_batch_begin", batch=batch, training=training)
+            if training:
+                set_sparsity(self, iterator.data)
             step = step_fn(batch)
             totals.add(step)
             self._record_batch(step, batch, training, prefix, hooked)
@@ -279,7 +284,6 @@ class SAENet(NeuralNet):
     def train_step(self, batch, **fit_params):
         """Take one optimisation step; give its loss, activity and reconstruction (scaled)."""
         done = {}
-        self._set_sparsity()
 
         def closure():
             self._zero_grad_optimizer()
@@ -300,18 +304,6 @@ class SAENet(NeuralNet):
         self.n_steps_ += 1
         return done
 
-    def sparsity_is_settled(self):
-        """Tell whether sparsity is at what it will be at the end of the fit."""
-        if self.n_steps_ < max(self.sparsity_warmup, self.k_anneal):
-            return False
-        target = self.criterion_.target_l0
-        return target is None or abs(self.history[-1]["l0"] / target - 1) < _NEAR_TARGET
-
-    def _set_sparsity(self):
-        """Set what the sparsity of this step depends on beside the weights."""
-        self.criterion_.warmup = ramp(self.n_steps_, self.sparsity_warmup)
-        self.module_.k_scale = 1 + (_K_START - 1) * (1 - ramp(self.n_steps_, self.k_anneal))
-
     def _after_step(self, step):
         """Restore and count what follows from a step of the optimizer."""
         n = len(step["target"])
@@ -320,7 +312,8 @@ class SAENet(NeuralNet):
         # Listing the dead reads the device, so elsewhere than on the CPU not at every step.
         if self.dead_after and (self.device == "cpu" or self.n_steps_ % _DEAD_EVERY == 0):
             self.module_.find_dead(self.dead_after)
-        self.criterion_.after_step(step["n_active"] / n, self.l0_time)
+        if not self.module_.per_sample:
+            self.criterion_.after_step(step["n_active"] / n, self.l0_time)
 
     def _step_by_rows(self, closure):
         """Step without gradients of matrices, where the backward pass leaves them as sums."""

@@ -156,6 +156,16 @@ def test_split_at_gives_each_row_a_part_for_each_group(ends, cut, dtype):
     assert torch.equal(split.by_concept[1] // len(ends), codes.by_concept[1])
 
 
+def test_ascending_sorts_the_columns_of_each_row():
+    columns = torch.tensor([4, 1, 3, 2, 0], dtype=torch.int32)
+    indptr, kept = torch.tensor([0, 2, 2, 5], dtype=torch.int32), torch.arange(5) != 2
+    codes, values = SparseCodes(indptr, columns, 6, kept).ascending(torch.arange(5.0))
+    assert codes.columns.tolist() == [1, 4, 0, 2, 3]
+    assert values.tolist() == [1, 0, 4, 3, 2]
+    assert codes.kept.tolist() == [True, True, True, True, False]
+    assert codes.indptr is indptr
+
+
 def test_split_at_of_no_rows():
     codes, values = above(torch.zeros(0, M), torch.tensor(0.0))
     assert codes.split_at((4, M)).indptr.tolist() == [0]

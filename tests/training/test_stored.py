@@ -62,6 +62,14 @@ VARIANTS = {
     "transcoder": (Transcoder, {"top_k": 6, "dead_after": 60}),
     "skip": (Transcoder, {"top_k": 6, "skip": True}),
     "archetypal": (ArchetypalSAE, {"top_k": 6, "dead_after": 60}),
+    "batchtopk start": (BatchTopKSAE, {"top_k": 6, "topk_start": 0.45, "k_anneal": 30}),
+    "jumprelu start": (JumpReLUSAE, {"target_l0": 6.4, "topk_start": 23, "resample_dead": True}),
+    "matryoshka start": (MatryoshkaSAE, {"top_k": 30, "topk_start": 0.45, "dead_after": 60}),
+    "crosscoder start": (  # without Adam, which makes much of the rounding of small gradients
+        Crosscoder,
+        {"top_k": 6, "n_layers": 2, "topk_start": 0.45, "optimizer_class": torch.optim.SGD}
+        | {"lr": 0.1},
+    ),
     "one prefix": (MatryoshkaSAE, {"top_k": 6, "prefixes": [1.0]}),
 }
 
