@@ -391,7 +391,10 @@ class SAENet(NeuralNet):
         return u, module.pull_in_target(target) if pull_in else target
 
     def _forward(self, u, target, autocast_dtype):
-        with torch.autocast(u.device.type, autocast_dtype, enabled=autocast_dtype is not None):
+        # Without its cache, which is emptied where no other such block is around this one: in a
+        # fit there is one, and rounded weights of earlier steps would be used.
+        half = {"dtype": autocast_dtype, "enabled": autocast_dtype is not None}
+        with torch.autocast(u.device.type, **half, cache_enabled=False):
             pre_codes, codes, u_hat, dictionary = self.module_.forward_scaled(u)
             loss = self.criterion_(self.module_, target, u_hat, pre_codes, codes, dictionary, u)
         return {"loss": check_loss(loss), "y_pred": u_hat, "target": target} | activity(codes)
