@@ -14,6 +14,7 @@ from ..kernels import (
     SparseCodes,
     Workspace,
     encode,
+    own_threads,
     reconstruct,
     scale_rows,
     unit_rows_,
@@ -239,6 +240,7 @@ class SAEModule:
         return self.select_stored(pre_codes)
 
     @torch.no_grad()
+    @own_threads()
     def encode_sparse(self, x: Tensor, workspace: Workspace) -> tuple[SparseCodes, Tensor]:
         """Give the active codes in input units, with memory for pre-codes."""
         linear, c = self.linear_encoder, x / self.input_scale - self.pre_bias
