@@ -49,8 +49,7 @@ def bare(job, X, clock):
             u = module.scale_rows(x)
             net.optimizer_.zero_grad(set_to_none=True)
             loss, fired = step(net, u, workspace)
-            _descend(net, loss)
-            module.after_step()
+            _descend(net, loss, workspace)
             module.count_fired(fired, len(u))
             if job["device"] == "cpu" or clock.n_requests % 16 == 0:
                 module.find_dead(dead_after)
@@ -58,15 +57,15 @@ def bare(job, X, clock):
     return _notes(sae) | peak(), None
 
 
-def _descend(net, loss):
+def _descend(net, loss, workspace):
     """Take the optimizer's step, as the net does: by rows where that is possible."""
     module = net.module_
     loss.backward()
-    gradients, module.row_gradients = module.row_gradients, None
-    if gradients is not None:
-        for name, parameter in module.row_parameters().items():
-            gradients.step(name, parameter, net.optimizer_)
+    if module.row_gradients is not None:
+        module.row_gradients.step(module.row_parameters(), net.optimizer_, workspace)
     net.optimizer_.step()
+    module.after_step()
+    module.row_gradients = None
 
 
 def _stored_step(net, u, workspace):

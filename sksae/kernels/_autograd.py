@@ -68,7 +68,8 @@ class _Reconstruct(torch.autograd.Function):
         ctx.save_for_backward(values, dictionary, error, slopes)
         ctx.codes, ctx.gradients = codes, gradients
         ctx.mark_non_differentiable(x_hat)
-        return x_hat, error.square().mean()
+        flat = error.flatten()
+        return x_hat, flat.dot(flat) / flat.numel()
 
     @staticmethod
     def backward(ctx, _x_hat, g):
@@ -87,7 +88,7 @@ def _summed(ctx, name, weights, table, atoms=None):
     if ctx.gradients is not None:
         return ctx.gradients.add(name, ctx.codes, weights, table, atoms is not None)
     starts, rows, order = ctx.codes.by_concept
-    gradient = _ops.sum_rows(starts, rows, weights[order], table)
+    gradient = _ops.sum_rows(starts, rows, weights.index_select(0, order), table)
     if atoms is not None:
         _ops.remove_parallel_(gradient, atoms)
     return gradient

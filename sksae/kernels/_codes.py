@@ -45,21 +45,17 @@ class SparseCodes:
         Concept j has the entries ``starts[j]`` to ``starts[j + 1]`` of the sorted ones,
         which lie in ``rows``; ``order`` gives their positions among the unsorted.
         """
-        starts, order = self._concept_order
-        return starts, self.rows[order], order
-
-    @functools.cached_property
-    def _concept_order(self) -> tuple[Tensor, Tensor]:
         if self.columns.device.type == "cpu":
-            from ._cpu import concept_order
+            from ._cpu import by_concept
 
-            if (found := concept_order(self.columns, self.n_concepts)) is not None:
+            if (found := by_concept(self)) is not None:
                 return found
         sorted_columns, order = self.columns.sort(stable=True)
         concepts = torch.arange(
             self.n_concepts + 1, dtype=torch.int32, device=sorted_columns.device
         )
-        return torch.searchsorted(sorted_columns, concepts, out_int32=True), order
+        starts = torch.searchsorted(sorted_columns, concepts, out_int32=True)
+        return starts, self.rows.index_select(0, order), order
 
     def split_at(self, ends: Sequence[int]) -> SparseCodes:
         """Give the same entries with a row for every row and group of concepts.
@@ -75,9 +71,7 @@ class SparseCodes:
         keys = self.rows.long() * self.n_concepts + self.columns
         indptr[:-1] = torch.searchsorted(keys, (first + begins).flatten())
         indptr[-1] = len(keys)
-        split = SparseCodes(indptr, self.columns, self.n_concepts)
-        split._concept_order = self._concept_order
-        return split
+        return SparseCodes(indptr, self.columns, self.n_concepts)
 
     def ascending(self, values: Tensor) -> tuple[SparseCodes, Tensor]:
         """Give the same entries and their values with the columns of each row in order."""

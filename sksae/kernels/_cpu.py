@@ -59,27 +59,15 @@ def name() -> str:
     return f"stored codes only, {how}"
 
 
-def concept_order(columns: Tensor, n_concepts: int) -> tuple[Tensor, Tensor] | None:
-    """Sort entries by their columns, in a stable way, by counting; None without Numba.
-
-    Parameters
-    ----------
-    columns : Tensor of int32, shape (n_stored,)
-    n_concepts : int
-
-    Returns
-    -------
-    starts : Tensor of int32, shape (n_concepts + 1,)
-        Where the entries of each column start among the sorted ones.
-    order : Tensor of int64, shape (n_stored,)
-        Positions of the sorted entries among the unsorted.
-    """
+def by_concept(codes: SparseCodes) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Give `SparseCodes.by_concept` by counting; None without Numba."""
     if compiled() is None:
         return None
-    starts = torch.zeros(n_concepts + 1, dtype=torch.int32)
-    order = torch.empty(len(columns), dtype=torch.int64)
-    step_loops().sort_by_column(columns.numpy(), starts.numpy(), order.numpy())
-    return starts, order
+    starts = torch.zeros(codes.n_concepts + 1, dtype=torch.int32)
+    rows, order = torch.empty_like(codes.columns), torch.empty(len(codes.columns), dtype=torch.long)
+    tensors = (codes.indptr, codes.columns, starts, rows, order)
+    step_loops().sort_by_column(*(t.numpy() for t in tensors))
+    return starts, rows, order
 
 
 def top_k(pre: Tensor | Screened, k: int) -> tuple[SparseCodes, Tensor]:

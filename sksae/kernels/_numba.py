@@ -17,6 +17,10 @@ _jit = numba.njit(
 
 # Share of the expected cut of a row above which the maxima are looked at.
 _FIRST_GUESS = np.float32(0.8)
+# By how much it is raised until too few reach it.
+_STEP_UP = np.float32(1.25)
+# The number of groups is a multiple of it, for vector registers.
+_GROUPS = 64
 # How often the range is halved in which a cut is looked for.
 _HALVINGS = 16
 
@@ -47,18 +51,29 @@ def _kth_largest(values, n, k):
 
 
 @_jit
+def _raise_to(tops, values):
+    """Raise each number to the value in its place, where that is larger."""
+    for g in range(len(values)):
+        tops[g] = values[g] if values[g] > tops[g] else tops[g]
+
+
+@_jit
 def _group_tops(row, tops):
     """Write the maxima of groups of columns; group g has the columns g, g + n_groups, ..."""
-    m, n_groups = len(row), len(tops)
-    for g in range(n_groups):
-        tops[g] = row[g]
-    for base in range(n_groups, m, n_groups):
-        for g in range(min(n_groups, m - base)):
-            tops[g] = row[base + g] if row[base + g] > tops[g] else tops[g]
-    mean = row[0] - row[0]
+    n_groups, mean = len(tops), row[0] - row[0]
+    tops[:] = row[:n_groups]
+    for base in range(n_groups, len(row), n_groups):
+        _raise_to(tops, row[base : base + n_groups])
     for g in range(n_groups):
         mean += tops[g]
     return mean / row.dtype.type(n_groups)
+
+
+@_jit
+def _n_groups(m, k):
+    """Give a number of groups of m columns in which maxima are looked for above a cut."""
+    whole = -(-int(np.sqrt(k * m)) // _GROUPS) * _GROUPS
+    return min(m, max(2 * k, whole))
 
 
 @_jit
@@ -84,9 +99,9 @@ def _reaching(row, tops, bound, groups, columns, values):
 @_jit
 def _n_reaching(values, n, bound):
     """Count those of ``values[:n]`` that reach a bound."""
-    count = 0
+    count = np.int32(0)  # as wide as a number, for vector registers
     for g in range(n):
-        count += values[g] >= bound
+        count = np.int32(count + np.int32(values[g] >= bound))
     return count
 
 
@@ -132,13 +147,19 @@ def _cut_from_tops(tops, k, guess, scratch):
     0 is where fewer are positive. It is looked for above a guess, if enough reach that.
     """
     n, zero = len(tops), tops.dtype.type(0)
-    low, high = tops.dtype.type(guess), zero
-    if not (low > zero and _n_reaching(tops, n, low) >= k):
-        low = zero
+    low = high = tops.dtype.type(guess)
+    if low > zero and _n_reaching(tops, n, low) >= k:
+        for _ in range(_HALVINGS):
+            high *= _STEP_UP
+            if _n_reaching(tops, n, high) < k:
+                break
+            low = high
+    else:
+        low = high = zero
         if _n_reaching(tops, n, zero) < k:
             return zero
-    for g in range(n):
-        high = tops[g] if tops[g] > high else high
+        for g in range(n):
+            high = tops[g] if tops[g] > high else high
     cut, n_reaching = _cut_between(tops, n, k, low, high)
     if n_reaching <= 2 * k:
         return cut
@@ -192,8 +213,7 @@ def top_k(pre, k, columns, values, counts, start, stop):
         The rows to work on.
     """
     m = pre.shape[1]
-    n_groups = min(m, max(64, 2 * k, int(np.sqrt(k * m))))
-    tops = np.empty(n_groups, dtype=pre.dtype)
+    tops = np.empty(_n_groups(m, k), dtype=pre.dtype)
     entries, scratch = np.empty((2, m + 1), dtype=pre.dtype)
     groups, found = np.empty((2, m + 1), dtype=np.int32)
     ratio = pre.dtype.type(np.inf)
@@ -257,13 +277,18 @@ def remove_parallel(gradient, atoms, start, stop):
 
 
 @_jit
+def _unit_row(row, eps):
+    """Divide a row by its norm plus a little."""
+    total = row.dtype.type(0)
+    for f in range(len(row)):
+        total += row[f] * row[f]
+    factor = row.dtype.type(1 / (np.sqrt(total) + eps))
+    for f in range(len(row)):
+        row[f] *= factor
+
+
+@_jit
 def unit_rows(rows, eps, start, stop):
     """Divide each row by its norm plus a little."""
-    d = rows.shape[1]
     for j in range(start, stop):
-        total = rows.dtype.type(0)
-        for f in range(d):
-            total += rows[j, f] * rows[j, f]
-        factor = rows.dtype.type(1 / (np.sqrt(total) + eps))
-        for f in range(d):
-            rows[j, f] *= factor
+        _unit_row(rows[j], eps)

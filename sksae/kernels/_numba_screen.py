@@ -10,6 +10,7 @@ from ._numba import (
     _group_tops,
     _jit,
     _keep_largest,
+    _n_groups,
     _reaching,
     _smooth,
 )
@@ -36,6 +37,25 @@ def _largest_size(row, tops):
 
 
 @_jit
+def _round_row(row, whole, tops):
+    """Round a row as `round_rows` does; give its scale, norm and the norm of what is lost."""
+    one = row.dtype.type(1)
+    top = _largest_size(row, tops)
+    step = top / row.dtype.type(_LARGEST) if top > _TINY else one
+    inverse = one / step if top > _TINY else one - one
+    total, lost = one - one, one - one
+    half = one / row.dtype.type(2)
+    for f in range(len(row)):
+        value = row[f] * inverse
+        nearest = np.int32(value + half if value > 0 else value - half)
+        whole[f] = nearest
+        left = row[f] - row.dtype.type(nearest) * step
+        lost += left * left
+        total += row[f] * row[f]
+    return step, np.sqrt(total), np.sqrt(lost)
+
+
+@_jit
 def round_rows(rows, whole, scale, norm, rest, start, stop):
     """Round rows to whole numbers up to 127; say what was lost.
 
@@ -49,22 +69,9 @@ def round_rows(rows, whole, scale, norm, rest, start, stop):
     start, stop : int
         The rows to work on.
     """
-    d, one = rows.shape[1], rows.dtype.type(1)
-    tops = np.empty(min(d, _LANES), dtype=rows.dtype)
+    tops = np.empty(min(rows.shape[1], _LANES), dtype=rows.dtype)
     for i in range(start, stop):
-        top = _largest_size(rows[i], tops)
-        step = top / rows.dtype.type(_LARGEST) if top > _TINY else one
-        inverse = one / step if top > _TINY else one - one
-        total, lost = one - one, one - one
-        half = one / rows.dtype.type(2)
-        for f in range(d):
-            value = rows[i, f] * inverse
-            nearest = np.int32(value + half if value > 0 else value - half)
-            whole[i, f] = nearest
-            left = rows[i, f] - rows.dtype.type(nearest) * step
-            lost += left * left
-            total += rows[i, f] * rows[i, f]
-        scale[i], norm[i], rest[i] = step, np.sqrt(total), np.sqrt(lost)
+        scale[i], norm[i], rest[i] = _round_row(rows[i], whole[i], tops)
 
 
 @_jit
@@ -83,8 +90,15 @@ def _dot(x, y):
 
 
 @_jit
+def _margin(norm, rest, table_norm, table_rest):
+    """Give how far below a cut a rough pre-code may be whose true one is above it."""
+    of_row, of_table = rest * table_norm, norm * table_rest
+    return np.sqrt(of_row * of_row + of_table * of_table)
+
+
+@_jit
 def top_k(
-    acc, rows, inverse, margin, weight, bias, table, k,
+    acc, rows, scale, norm, rest, weight, bias, table, table_norm, table_rest, k,
     columns, values, counts, n_tried, start, stop,
 ):  # fmt: skip
     """Give the k largest positive pre-codes of each row, from roughly known ones.
@@ -96,12 +110,14 @@ def top_k(
     acc : ndarray of int32, shape (n, m)
         Products of the rounded rows and the rounded table.
     rows : ndarray of shape (n, d)
-    inverse, margin : ndarray of shape (n,)
-        One over the scale of a row, and, divided by the scale, how far below the cut a rough
-        pre-code may be whose true one is above it.
+    scale, norm, rest : ndarray of shape (n,)
+        As `round_rows` gives them for the rows.
     weight, bias : ndarray of shape (m, d) and (m,)
     table : ndarray of shape (m,)
         The scale of the weights.
+    table_norm, table_rest : float
+        The largest norm and rest of the weights, times the deviations that count as level,
+        divided by the square root of d.
     k : int
     columns, values : ndarray of shape (n, k)
         Written to; the first ``counts[i]`` of row i.
@@ -110,18 +126,19 @@ def top_k(
     start, stop : int
         The rows to work on.
     """
-    m = len(weight)
-    n_groups = min(m, max(64, 2 * k, int(np.sqrt(k * m))))
-    tops = np.empty(n_groups, dtype=rows.dtype)
+    m, one = len(weight), rows.dtype.type(1)
+    tops = np.empty(_n_groups(m, k), dtype=rows.dtype)
     row = np.empty(m, dtype=rows.dtype)
     entries, scratch = np.empty((2, m + 1), dtype=rows.dtype)
     groups, found = np.empty((2, m + 1), dtype=np.int32)
     ratio = rows.dtype.type(np.inf)
     for i in range(start, stop):
-        _roughly(acc[i], table, bias, inverse[i], row)
+        inverse = one / scale[i]
+        margin = _margin(norm[i], rest[i], table_norm, table_rest) * inverse
+        _roughly(acc[i], table, bias, inverse, row)
         mean = _group_tops(row, tops)
         bound = _cut_from_tops(tops, k, _FIRST_GUESS * ratio * mean, scratch)
-        n_found = _reaching(row, tops, bound - margin[i], groups, found, entries)
+        n_found = _reaching(row, tops, bound - margin, groups, found, entries)
         for f in range(n_found):
             entries[f] = _dot(rows[i], weight[found[f]]) + bias[found[f]]
         n_tried[i] = n_found
@@ -131,29 +148,36 @@ def top_k(
 
 
 @_jit
-def count_above(acc, inverse, margin, bias, table, cut, counts, start, stop):
+def count_above(
+    acc, rows, scale, norm, rest, weight, bias, table, table_norm, table_rest, cut,
+    counts, start, stop,
+):  # fmt: skip
     """Count the entries of each row that may exceed their column's cut; see `top_k`."""
+    m, one = len(weight), rows.dtype.type(1)
     for i in range(start, stop):
-        n = 0
-        for j in range(len(cut)):
-            rough = cut.dtype.type(acc[i, j]) * table[j] + (bias[j] - cut[j]) * inverse[i]
-            n += rough >= -margin[i]
+        inverse, n = one / scale[i], 0
+        margin = _margin(norm[i], rest[i], table_norm, table_rest) * inverse
+        for j in range(m):
+            rough = cut.dtype.type(acc[i, j]) * table[j] + (bias[j] - cut[j]) * inverse
+            n += rough >= -margin
         counts[i] = n
 
 
 @_jit
 def fill_above(
-    acc, rows, inverse, margin, weight, bias, table, cut,
+    acc, rows, scale, norm, rest, weight, bias, table, table_norm, table_rest, cut,
     indptr, columns, values, start, stop,
 ):  # fmt: skip
     """Write what `count_above` counts, computed anew; where it does not exceed the cut, NaN."""
+    m, one = len(weight), rows.dtype.type(1)
     for i in range(start, stop):
-        at, end = indptr[i], indptr[i + 1]
-        for j in range(len(cut)):
+        at, end, inverse = indptr[i], indptr[i + 1], one / scale[i]
+        margin = _margin(norm[i], rest[i], table_norm, table_rest) * inverse
+        for j in range(m):
             if at == end:
                 break
-            rough = cut.dtype.type(acc[i, j]) * table[j] + (bias[j] - cut[j]) * inverse[i]
-            if rough >= -margin[i]:
+            rough = cut.dtype.type(acc[i, j]) * table[j] + (bias[j] - cut[j]) * inverse
+            if rough >= -margin:
                 exact = _dot(rows[i], weight[j]) + bias[j]
                 columns[at] = j
                 values[at] = exact if exact > cut[j] else np.nan

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._numba import _jit, _kth_of_few
+from ._numba import _jit, _kth_of_few, _unit_row
+from ._numba_screen import _LANES, _round_row
 
 
 @_jit
@@ -49,7 +50,7 @@ def reconstruct(
 @_jit
 def adam_rows(
     rows, mean, square, starts, index, weights, table, extra, extra_rows, tangent,
-    rate, beta1, beta2, eps, root, start, stop,
+    whole, scale, norm, rest, rate, beta1, beta2, eps, root, tiny, start, stop,
 ):  # fmt: skip
     """Take a step of Adam on rows whose gradients are sums of rows of a table.
 
@@ -68,7 +69,10 @@ def adam_rows(
     extra_rows : ndarray of shape (n_extra, d)
         That part.
     tangent : bool
-        Whether the rows have unit norm, and the part of the gradient along a row is left out.
+        Whether the rows have unit norm: then the part of the gradient along a row is left out,
+        and afterwards each row is divided by its norm plus ``tiny``.
+    whole, scale, norm, rest : ndarray of shape (m, d) and (m,), or without entries
+        Written to, with entries: the rows after the step, as `round_rows` rounds them.
     rate, beta1, beta2, eps, root : float
         The rate divided by the first moment's correction, the rest as Adam has them, and the
         square root of the second moment's correction; in the precision of the rows.
@@ -77,6 +81,7 @@ def adam_rows(
     """
     d, one = rows.shape[1], rows.dtype.type(1)
     gradient = np.empty(d, dtype=rows.dtype)
+    tops = np.empty(min(d, _LANES), dtype=rows.dtype)
     at_extra = np.searchsorted(extra, start)
     for j in range(start, stop):
         for f in range(d):
@@ -101,18 +106,36 @@ def adam_rows(
             v = beta2 * square[j, f] + (one - beta2) * g * g
             mean[j, f], square[j, f] = m, v
             rows[j, f] -= rate * m / (np.sqrt(v) / root + eps)
+        if tangent:
+            _unit_row(rows[j], tiny)
+        if len(whole):
+            scale[j], norm[j], rest[j] = _round_row(rows[j], whole[j], tops)
 
 
 @_jit
-def sort_by_column(columns, starts, order):
-    """Write where the entries of each column start when sorted by column, and their order."""
+def sort_by_column(indptr, columns, starts, rows, order):
+    """Sort the entries of rows by column, in a stable way, by counting.
+
+    Parameters
+    ----------
+    indptr : ndarray of int32, shape (n + 1,)
+    columns : ndarray of int32, shape (n_entries,)
+    starts : ndarray of int32, shape (m + 1,)
+        Zeros; written to: where the entries of each column start among the sorted ones.
+    rows : ndarray of int32, shape (n_entries,)
+        Written to: the rows of the sorted entries.
+    order : ndarray of int64, shape (n_entries,)
+        Written to: the positions of the sorted entries among the unsorted.
+    """
     for at in range(len(columns)):
         starts[columns[at] + 1] += 1
     for j in range(len(starts) - 1):
         starts[j + 1] += starts[j]
-    for at in range(len(columns)):
-        order[starts[columns[at]]] = at
-        starts[columns[at]] += 1
+    for i in range(len(indptr) - 1):
+        for at in range(indptr[i], indptr[i + 1]):
+            to = starts[columns[at]]
+            rows[to], order[to] = i, at
+            starts[columns[at]] += 1
     for j in range(len(starts) - 1, 0, -1):
         starts[j] = starts[j - 1]
     starts[0] = 0

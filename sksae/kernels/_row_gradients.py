@@ -8,6 +8,7 @@ them up as it comes to them, which saves writing and reading the whole gradient.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -15,14 +16,17 @@ from torch import Tensor
 
 from . import _cpu
 from ._codes import SparseCodes
-from ._threads import split
+from ._gathers import TINY
+from ._screen import Rounded, Workspace
+from ._threads import split_all
 
 
 @dataclass
 class Sums:
     """Row j of a gradient: ``weights[a:b] @ table[index[a:b]]`` with a, b from ``starts[j:j+2]``.
 
-    With ``tangent``, its part along row j of the parameter, of unit norm, is to be left out.
+    With ``tangent``, its part along row j of the parameter is to be left out, and the rows of
+    the parameter are of unit norm, before and after a step.
     """
 
     starts: Tensor
@@ -38,13 +42,14 @@ class RowGradients:
 
     sums: dict[str, Sums] = field(default_factory=dict)
     parts: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    normalized: set[str] = field(default_factory=set)
 
     def add(
         self, name: str, codes: SparseCodes, weights: Tensor, table: Tensor, tangent: bool
     ) -> None:
         """Leave the gradient that stored codes give: their transpose times a table."""
         starts, rows, order = codes.by_concept
-        self.sums[name] = Sums(starts, rows, weights[order], table, tangent)
+        self.sums[name] = Sums(starts, rows, weights.index_select(0, order), table, tangent)
 
     def take(self, name: str, parameter: Tensor, index: Tensor) -> Tensor:
         """Give some rows of a parameter, in ascending order, whose gradient is kept apart."""
@@ -54,20 +59,41 @@ class RowGradients:
         self.parts[name] = index, rows
         return rows
 
-    def step(self, name: str, parameter: Tensor, optimizer: torch.optim.Adam) -> None:
-        """Take the optimizer's step with a parameter, or give the parameter its gradient."""
+    def step(
+        self,
+        parameters: dict[str, Tensor],
+        optimizer: torch.optim.Adam,
+        workspace: Workspace | None = None,
+    ) -> None:
+        """Take the optimizer's step with parameters by name, or give them their gradients.
+
+        Those that are to have rows of unit norm have it then: ``normalized`` has their names.
+        Where the workspace has roundings of a parameter, they are those after the step.
+        """
+        jobs, tables = [], {}
+        for name, parameter in parameters.items():
+            if name in self.sums:
+                table = None if workspace is None else workspace.table(parameter)
+                job = _adam_rows(parameter, self.sums[name], self._part(name), optimizer, table)
+                jobs.append((job, len(parameter)))
+                tables[name] = table
+            elif (part := self._part(name)) is not None:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                parameter.grad.index_add_(0, *part)
+        split_all(jobs, 4)
+        for name, table in tables.items():
+            if table is not None:
+                table.keep(parameters[name])
+        self.normalized = {name for name, sums in self.sums.items() if sums.tangent}
+
+    def _part(self, name: str) -> tuple[Tensor, Tensor] | None:
         index, rows = self.parts.get(name, (None, None))
-        part = None if index is None or rows is None or rows.grad is None else (index, rows.grad)
-        if name in self.sums:
-            adam_rows_(parameter, self.sums[name], part, optimizer)
-        elif part is not None:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            parameter.grad.index_add_(0, *part)
+        return None if index is None or rows is None or rows.grad is None else (index, rows.grad)
 
 
 def steps_by_rows(optimizer: torch.optim.Optimizer) -> bool:
-    """Tell whether `adam_rows_` can take the steps of an optimizer."""
+    """Tell whether `RowGradients` can take the steps of an optimizer."""
     if type(optimizer) is not torch.optim.Adam or len(optimizer.param_groups) != 1:
         return False
     group = optimizer.param_groups[0]
@@ -76,14 +102,14 @@ def steps_by_rows(optimizer: torch.optim.Optimizer) -> bool:
     return on_cpu and not any(group[flag] for flag in flags) and _cpu.compiled() is not None
 
 
-@torch.no_grad()
-def adam_rows_(
+def _adam_rows(
     parameter: Tensor,
     sums: Sums,
     part: tuple[Tensor, Tensor] | None,
     optimizer: torch.optim.Adam,
-) -> None:
-    """Take the step of Adam that a gradient given as sums leads to, with one parameter.
+    table: Rounded | None,
+) -> Callable[[int, int], None]:
+    """Begin the step of Adam that a gradient given as sums leads to, with one parameter.
 
     Parameters
     ----------
@@ -95,6 +121,13 @@ def adam_rows_(
         Rows, ascending, that have a further part of their gradient, and that part.
     optimizer : torch.optim.Adam
         One of those that `steps_by_rows` tells.
+    table : Rounded, optional
+        Where to round the rows that change.
+
+    Returns
+    -------
+    callable
+        To be called with ranges of rows, which it changes.
     """
     (group,), state = optimizer.param_groups, optimizer.state[parameter]
     if not state:
@@ -108,8 +141,14 @@ def adam_rows_(
     numbers = (rate, beta1, beta2, float(group["eps"]), math.sqrt(1 - beta2**n))
     if part is None:
         part = torch.zeros(0, dtype=torch.int64), parameter.new_zeros(0, parameter.shape[1])
-    changed = (parameter.detach(), state["exp_avg"], state["exp_avg_sq"])
+    if table is None:
+        nothing = parameter.new_empty(0)
+        rounded = (torch.empty(0, parameter.shape[1], dtype=torch.int8), *[nothing] * 3)
+    else:
+        rounded = (table.whole, *table.each)
+    changed = (parameter, state["exp_avg"], state["exp_avg_sq"])
     read = (sums.starts, sums.index, sums.weights, sums.table, *part)
-    arrays = [t.numpy() for t in changed] + [t.contiguous().numpy() for t in read]
-    given = (*arrays, sums.tangent, *(number(value) for value in numbers))
-    split(lambda a, b: _cpu.step_loops().adam_rows(*given, a, b), len(parameter), 4)
+    arrays = [t.detach().numpy() for t in changed] + [t.contiguous().numpy() for t in read]
+    arrays += [sums.tangent, *(t.detach().numpy() for t in rounded)]
+    given = (*arrays, *(number(value) for value in numbers), TINY)
+    return lambda a, b: _cpu.step_loops().adam_rows(*given, a, b)

@@ -19,7 +19,6 @@ import functools
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,12 +54,23 @@ class Rounded:
     """Rows of shape (n, d) as 8-bit integers, with scales and with norms of what is lost."""
 
     def __init__(self, rows: Tensor) -> None:
-        rows = rows.detach().contiguous()
-        self.rows, n = rows, len(rows)
+        self.version: int | None = None
+        self.rows = rows.detach().contiguous()
         self.whole = torch.empty(rows.shape, dtype=torch.int8)
-        self.scale, self.norm, self.rest = rows.new_empty(3, n)
-        arrays = [t.numpy() for t in (rows, self.whole, *self.each)]
-        split(lambda a, b: loops().round_rows(*arrays, a, b), n, 4)
+        self.scale, self.norm, self.rest = self.rows.new_empty(3, len(rows))
+        self._arrays = [t.numpy() for t in (self.rows, self.whole, *self.each)]
+
+    def round(self, start: int, stop: int) -> None:
+        """Round some rows; of the others nothing is known before."""
+        loops().round_rows(*self._arrays, start, stop)
+
+    def keep(self, rows: Tensor) -> None:
+        """Stand for rows, here those of before, whose roundings were just written."""
+        self.version = rows._version
+
+    def is_kept(self, rows: Tensor) -> bool:
+        """Tell whether this stands for rows that have not changed since `keep`."""
+        return self.version == rows._version and self.rows.data_ptr() == rows.data_ptr()
 
     @property
     def each(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,22 +109,16 @@ class Screened:
         return self._full
 
     @functools.cached_property
-    def _arrays(self) -> dict[str, np.ndarray]:
+    def _given(self) -> tuple[Any, ...]:
+        """Rows, what is known of their roundings, and of those of the table; for the loops."""
         c, table = self.c, self.table
-        of_rows, of_table = c.rest * table.norm.max(), c.norm * table.rest.max()
-        deviation = torch.hypot(of_rows, of_table) / math.sqrt(c.rows.shape[1])
-        tensors = {
-            "acc": self.products,
-            "rows": c.rows,
-            "inverse": 1 / c.scale,
-            "margin": _LEVEL * deviation / c.scale,
-            "weight": table.rows,
-            "bias": self.bias,
-            "table": table.scale,
-        }
-        return {name: tensor.numpy() for name, tensor in tensors.items()}
+        tensors = (c.rows, *c.each, table.rows, self.bias, table.scale)
+        level = _LEVEL / math.sqrt(c.rows.shape[1])
+        coarse = (level * table.norm.max(), level * table.rest.max())
+        return *(t.numpy() for t in tensors), *(t.numpy()[()] for t in coarse)
 
     def _multiply(self, rows: slice, out: Tensor) -> None:
+        self.c.round(rows.start, rows.stop)
         torch._int_mm(self.c.whole[rows], self.table.whole.T, out=out)
 
     def top_k(self, k: int) -> tuple[SparseCodes, Tensor] | None:
@@ -125,7 +129,7 @@ class Screened:
         values, columns = self.bias.new_empty(n, k), torch.empty(n, k, dtype=torch.int32)
         counts, tried = torch.empty(2, n, dtype=torch.int64)
         out = [t.numpy() for t in (columns, values, counts, tried)]
-        _, rows, inverse, margin, *of_table = self._arrays.values()
+        of_rows, of_table = self._given[:4], self._given[4:]
         self._has_products = False  # of all rows
 
         def work(start: int, stop: int) -> None:
@@ -133,10 +137,12 @@ class Screened:
                 block = slice(first, min(first + _BLOCK, stop))
                 acc = self.products[start : start + block.stop - first]
                 self._multiply(block, acc)
-                given = (acc.numpy(), rows[block], inverse[block], margin[block], *of_table, k)
+                given = (acc.numpy(), *(x[block] for x in of_rows), *of_table, k)
                 loops().top_k(*given, *(x[block] for x in out), 0, len(acc))
 
         split(work, n, 2)
+        if not self.c.is_finite:
+            return None
         if int(tried.sum()) > _LARGEST_SHARE * n * m:
             self.workspace.pause = _PAUSE
         if bool((counts < k).any()):
@@ -148,24 +154,23 @@ class Screened:
         """Select as `_cpu.above` does; None if a product in full precision is to do it."""
         if self._full is not None:
             return None
-        (n, m), arrays, cuts = self.shape, self._arrays, cut.numpy()
+        (n, m), cuts = self.shape, cut.numpy()
         counts = torch.empty(n, dtype=torch.int64)
-        names = ("acc", "inverse", "margin", "bias", "table")
-        given = (*(arrays[name] for name in names), cuts, counts.numpy())
+        given = (self.products.numpy(), *self._given, cuts)
 
         def count(start: int, stop: int) -> None:
             if not self._has_products:
                 self._multiply(slice(start, stop), self.products[start:stop])
-            loops().count_above(*given, start, stop)
+            loops().count_above(*given, counts.numpy(), start, stop)
 
         split(count, n, 4)
         self._has_products = True
-        if int(counts.sum()) > _LARGEST_SHARE * n * m:
+        if not self.c.is_finite or int(counts.sum()) > _LARGEST_SHARE * n * m:
             return None
         indptr = indptr_of(counts)
         columns = torch.empty(int(indptr[-1]), dtype=torch.int32)
         values = self.bias.new_empty(len(columns))
-        filled = (*arrays.values(), cuts, *(t.numpy() for t in (indptr, columns, values)))
+        filled = (*given, *(t.numpy() for t in (indptr, columns, values)))
         split(lambda a, b: loops().fill_above(*filled, a, b), n, 4)
         kept = ~values.isnan()
         return SparseCodes(indptr, columns, m).keep(kept), values[kept]
@@ -208,6 +213,15 @@ class Workspace:
         screened = self._screened(c, weight, bias)
         return self.full(c, weight, bias) if screened is None else screened
 
+    def table(self, weight: Tensor) -> Rounded | None:
+        """Give the roundings of weights, for who changes these to write anew, if there are any."""
+        known = self._table is not None and self._table.rows.data_ptr() == weight.data_ptr()
+        return self._table if known and not self.pause else None
+
+    def forget(self) -> None:
+        """Round weights anew at the next batch: they may have changed."""
+        self._table = None
+
     def full(self, c: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Give ``c @ weight.T + bias``, shape (n, m), in the precision of the memory."""
         b, x, w = (t.detach().to(self.memory.dtype) for t in (bias, c, weight))
@@ -226,13 +240,13 @@ class Workspace:
         if self.pause:
             self.pause -= 1
             return None
-        if self._table is None or not self.constant:
+        if self._table is None or not (self.constant or self._table.is_kept(weight)):
             self._table = Rounded(weight)
-        rounded = Rounded(c)
-        if not (rounded.is_finite and self._table.is_finite and bool(bias.isfinite().all())):
+            split(self._table.round, len(weight), 4)
+        if not (self._table.is_finite and bool(bias.isfinite().all())):
             return None
         self.n_screened += 1
-        return Screened(self, rounded, self._table, bias)
+        return Screened(self, Rounded(c), self._table, bias)
 
 
 def _addmm(bias: Tensor, x: Tensor, weight: Tensor, out: Tensor) -> None:

@@ -12,8 +12,10 @@ import ctypes
 import functools
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from itertools import accumulate
+from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -71,10 +73,73 @@ def _start() -> None:
         limit(1)
 
 
+class _Job:
+    """A call in another thread, and its end."""
+
+    def __init__(self, run: Callable[[], None]) -> None:
+        self._run = run
+        self._error: BaseException | None = None
+        self._running = threading.Lock()
+        self._running.acquire()
+
+    def __call__(self) -> None:
+        try:
+            self._run()
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._running.release()
+
+    def wait(self) -> None:
+        """Return when the call has, interrupted or not; raise what was raised."""
+        interrupt = None
+        while True:
+            try:
+                self._running.acquire()
+                break
+            except KeyboardInterrupt as exc:
+                interrupt = exc
+        if (error := interrupt or self._error) is not None:
+            raise error
+
+
+class _Pool:
+    """Threads that wait for jobs.
+
+    Those of `concurrent.futures` take as long again to start and to end a job, which at some
+    milliseconds for a training step counts.
+    """
+
+    def __init__(self, n_threads: int) -> None:
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        weakref.finalize(self, _stop, self._jobs, n_threads)
+        for _ in range(n_threads):
+            threading.Thread(target=_serve, args=[self._jobs], name="sksae", daemon=True).start()
+
+    def submit(self, run: Callable[[], None]) -> _Job:
+        """Have a function called in one of the threads."""
+        job = _Job(run)
+        self._jobs.put(job)
+        return job
+
+
+def _serve(jobs: SimpleQueue[_Job | None]) -> None:
+    with contextlib.suppress(Exception):  # more threads than asked for are slow, not wrong
+        _start()
+    while (job := jobs.get()) is not None:
+        job()
+        del job  # and what it refers to, while waiting
+
+
+def _stop(jobs: SimpleQueue[_Job | None], n_threads: int) -> None:
+    for _ in range(n_threads):
+        jobs.put(None)
+
+
 @functools.lru_cache(maxsize=2)
-def _pool(n_threads: int, process: int) -> ThreadPoolExecutor:
+def _pool(n_threads: int, process: int) -> _Pool:
     """Give the threads of a process; after a fork the parent's are gone."""
-    return ThreadPoolExecutor(n_threads, thread_name_prefix="sksae", initializer=_start)
+    return _Pool(n_threads)
 
 
 def split(work: Callable[[int, int], None], n: int, pieces: int = 1) -> None:
@@ -101,11 +166,23 @@ def split(work: Callable[[int, int], None], n: int, pieces: int = 1) -> None:
         for start, stop in ranges:  # each range goes to one thread
             work(start, stop)
 
-    helpers = [_pool(n_threads - 1, os.getpid()).submit(run) for _ in range(n_threads - 1)]
-    try:
+    pool = _pool(n_threads - 1, os.getpid())
+    jobs = [pool.submit(run) for _ in range(n_threads - 1)]
+    with contextlib.ExitStack() as ends:  # nothing may be written after an interrupt
+        for job in jobs:
+            ends.callback(job.wait)
         with own_threads():
             run()
-    finally:
-        wait(helpers)  # nothing may be written after an interrupt
-    for helper in helpers:
-        helper.result()
+
+
+def split_all(jobs: list[tuple[Callable[[int, int], None], int]], pieces: int = 1) -> None:
+    """Call each ``work`` of pairs ``(work, n)`` on ranges that cover 0 to n, as `split` does."""
+    ends = list(accumulate(n for _, n in jobs))
+
+    def run(start: int, stop: int) -> None:
+        for (work, n), end in zip(jobs, ends, strict=True):
+            first, last = max(start - end + n, 0), min(stop - end + n, n)
+            if first < last:
+                work(first, last)
+
+    split(run, ends[-1] if ends else 0, pieces)

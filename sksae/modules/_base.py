@@ -308,7 +308,8 @@ class SAEModule:
     @torch.no_grad()
     def after_step(self) -> None:
         """Restore, after an optimiser step, what the step may have broken: unit norms."""
-        self.dictionary.project_()
+        if self.row_gradients is None or "dictionary" not in self.row_gradients.normalized:
+            self.dictionary.project_()
 
     @torch.no_grad()
     def fold_normalization(self) -> SAEModule:

@@ -173,8 +173,8 @@ class SAENet(NeuralNet):
         if not self.initialized_:
             self.initialize()
         self.stored_steps_ = StoredSteps(self)
-        # Nothing but the optimizer is to look at the gradients.
-        hooks = ("on_batch_end", "on_grad_computed")
+        # Nothing but the optimizer is to look at the gradients or to change the weights.
+        hooks = ("on_batch_begin", "on_batch_end", "on_grad_computed")
         looked_at = self.clip_grad is not None or self._overridden_by_callbacks(*hooks)
         scaled = self.optimizer_scaler_ is not None
         self._steps_by_rows = not (looked_at or scaled) and steps_by_rows(self.optimizer_)
@@ -218,6 +218,7 @@ class SAENet(NeuralNet):
             return
         totals = EpochTotals(self.module_, self._device(), self._sum_squares.get(prefix))
         self._set_training(training)
+        self.stored_steps_.forget()
         self._nan_fallbacks, self._full_precision = 0, False
         hooked = self._overridden_by_callbacks("on_batch_begin", "on_batch_end")
         for batch in iterator:
@@ -291,13 +292,16 @@ class SAENet(NeuralNet):
             self._finish_gradients(batch)
             return done["loss"]
 
-        if self._steps_by_rows:
-            self._step_by_rows(closure)
-        elif self.optimizer_scaler_ is None:
-            self.optimizer_.step(closure)
-        else:
-            self._scaled_step(closure)
-        self._after_step(done)
+        try:
+            if self._steps_by_rows:
+                self._step_by_rows(closure)
+            elif self.optimizer_scaler_ is None:
+                self.optimizer_.step(closure)
+            else:
+                self._scaled_step(closure)
+            self._after_step(done)
+        finally:
+            self.module_.row_gradients = None
         done["lr"] = self.optimizer_.param_groups[0]["lr"]
         if self.optimizer_scheduler_ is not None:
             self.optimizer_scheduler_.step()
@@ -317,16 +321,12 @@ class SAENet(NeuralNet):
 
     def _step_by_rows(self, closure):
         """Step without gradients of matrices, where the backward pass leaves them as sums."""
-        module = self.module_
+        module, workspace = self.module_, self.stored_steps_.workspace
         module.row_gradients = gradients = RowGradients()
-        try:
-            with torch.enable_grad():
-                closure()
-        finally:
-            module.row_gradients = None
+        with torch.enable_grad():
+            closure()
         with own_threads():
-            for name, parameter in module.row_parameters().items():
-                gradients.step(name, parameter, self.optimizer_)
+            gradients.step(module.row_parameters(), self.optimizer_, workspace)
             self.optimizer_.step()  # with what has a gradient
 
     def _scaled_step(self, closure):

@@ -73,6 +73,11 @@ class StoredSteps:
             self.workspace = Workspace(memory, screen=module.screens)
         return self.workspace
 
+    def forget(self) -> None:
+        """Keep nothing of the weights: between epochs, callbacks may change them."""
+        if self.workspace is not None:
+            self.workspace.forget()
+
     def close(self) -> None:
         """Let go of the memory, at the end of training."""
         self.screened = self.workspace is not None and self.workspace.n_screened > 0

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sksae.kernels import Workspace, _screen, above, largest, top_k
+from sksae.kernels import RowGradients, Workspace, _screen, above, largest, top_k
 from sksae.kernels._screen import Rounded, Screened
 
 pytest.importorskip("numba")
@@ -98,7 +98,10 @@ def test_too_many_above_a_cut_are_left_to_a_full_product():
 def test_what_cannot_be_rounded_is_computed_in_full(bad):
     c, weight, bias = table()
     c[2, 3] = bad
-    assert isinstance(both(c, weight, bias)[1], torch.Tensor)
+    full, screened = both(c, weight, bias)
+    assert screened.top_k(5) is None
+    assert both(c, weight, bias)[1].above(torch.full((M,), 2.0)) is None
+    assert torch.equal(screened.dense().isfinite(), full.isfinite())
     c, weight, bias = table()
     weight[2, 3] = bad
     assert isinstance(both(c, weight, bias)[1], torch.Tensor)
@@ -123,6 +126,8 @@ def test_small_and_precise_problems_are_computed_in_full():
 def test_rounding_loses_at_most_half_a_step():
     rows = table()[0]
     rounded = Rounded(rows)
+    rounded.round(0, 20)
+    rounded.round(20, N)
     back = rounded.whole * rounded.scale[:, None]
     assert ((rows - back).abs() <= 0.5001 * rounded.scale[:, None]).all()
     assert rounded.whole.abs().amax(1).eq(127).all()
@@ -138,3 +143,33 @@ def test_weights_that_stay_are_rounded_once():
     workspace = Workspace(torch.empty(N, M), screen=True)
     first = workspace.pre_codes(c, weight, bias).table
     assert workspace.pre_codes(c, weight, bias).table is not first
+
+
+def test_weights_are_rounded_by_the_step_that_changes_them():
+    c, weight, bias = table()
+    workspace, weight = Workspace(torch.empty(N, M), screen=True), torch.nn.Parameter(weight)
+    optimizer = torch.optim.Adam([weight])
+    first = workspace.pre_codes(c, weight, bias)
+    codes, values = top_k(first, 4)
+    gradients = RowGradients()
+    gradients.add("encoder", codes, values, c, False)
+    gradients.step({"encoder": weight}, optimizer, workspace)
+    second = workspace.pre_codes(c, weight, bias)
+    assert second.table is first.table
+    anew = Rounded(weight)
+    anew.round(0, M)
+    assert torch.equal(second.table.whole, anew.whole)
+    assert torch.equal(torch.stack(second.table.each), torch.stack(anew.each))
+    with torch.no_grad():
+        weight.mul_(2)
+    assert workspace.pre_codes(c, weight, bias).table is not second.table
+
+
+def test_weights_may_have_changed_where_nobody_looked():
+    c, weight, bias = table()
+    workspace = Workspace(torch.empty(N, M), screen=True)
+    kept = workspace.pre_codes(c, weight, bias).table
+    kept.keep(weight)
+    assert workspace.pre_codes(c, weight, bias).table is kept
+    workspace.forget()
+    assert workspace.pre_codes(c, weight, bias).table is not kept

@@ -1,13 +1,14 @@
 """Who works on what: ranges for threads, and torch's own threads kept away meanwhile."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
 import torch
 
-from sksae.kernels import own_threads
-from sksae.kernels._threads import split
+from sksae.kernels import _threads, own_threads
+from sksae.kernels._threads import split, split_all
 
 
 @pytest.fixture
@@ -85,3 +86,47 @@ def test_an_error_in_a_thread_arrives(monkeypatch):
 
     with pytest.raises(ZeroDivisionError):
         split(work, 10)
+
+
+def test_an_interrupt_waits_for_the_other_threads(two_threads):
+    """What is written to must not be written to any more when the caller goes on."""
+    both, ended = threading.Barrier(2, timeout=30), []
+
+    def work(start, stop):
+        both.wait()
+        if threading.current_thread() is threading.main_thread():
+            raise KeyboardInterrupt
+        time.sleep(0.1)
+        ended.append(start)
+
+    with pytest.raises(KeyboardInterrupt):
+        split(work, 2)
+    assert len(ended) == 1
+    ranges = []
+    split(lambda start, stop: ranges.append((start, stop)), 2)
+    assert sorted(ranges) == [(0, 1), (1, 2)]
+
+
+def test_several_jobs_are_shared_as_one(two_threads):
+    first, second = np.zeros(7, dtype=int), np.zeros(30, dtype=int)
+
+    def counting(array):
+        def work(start, stop):
+            array[start:stop] += 1
+
+        return work
+
+    split_all([(counting(first), 7), (counting(second), 30), (counting(first), 0)], 3)
+    assert (first == 1).all() and (second == 1).all()
+    split_all([])
+
+
+def test_threads_of_a_pool_end_with_it():
+    before = set(threading.enumerate())
+    pool = _threads._Pool(3)
+    started = set(threading.enumerate()) - before
+    assert len(started) == 3
+    del pool
+    for thread in started:
+        thread.join(timeout=30)
+    assert not any(thread.is_alive() for thread in started)
