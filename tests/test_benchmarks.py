@@ -71,9 +71,9 @@ def test_bare_loop_takes_the_same_steps(benchmarks):
     other = TopKSAE(**sae.get_params()).set_params(warm_start=False).fit(X.numpy())
     assert torch.equal(other.module_.dictionary._weights, fitted)
     net, module = other.net_, other.module_.train()
-    loss, _ = own._stored_step(net, X / module.input_scale, Workspace(torch.empty(64, 256)))
-    own._descend(net, loss)
-    module.after_step()
+    workspace = Workspace(torch.empty(64, 256))
+    loss, _ = own._stored_step(net, X / module.input_scale, workspace)
+    own._descend(net, loss, workspace)
     torch.testing.assert_close(module.dictionary._weights.detach(), by_fit, rtol=1e-4, atol=1e-6)
 
 

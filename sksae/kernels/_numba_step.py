@@ -36,8 +36,9 @@ def reconstruct(
             x_hat[i, f] = bias[f]
         for at in range(indptr[i], indptr[i + 1]):
             j, value = columns[at], values[at]
-            for f in range(d):
-                x_hat[i, f] += value * dictionary[j, f]
+            if value != 0:  # some are stored for their slopes alone
+                for f in range(d):
+                    x_hat[i, f] += value * dictionary[j, f]
         for f in range(d):
             error[i, f] = x_hat[i, f] - target[i, f]
         for at in range(indptr[i], indptr[i + 1]):
@@ -88,8 +89,9 @@ def adam_rows(
             gradient[f] = 0
         for at in range(starts[j], starts[j + 1]):
             i, weight = index[at], weights[at]
-            for f in range(d):
-                gradient[f] += weight * table[i, f]
+            if weight != 0:
+                for f in range(d):
+                    gradient[f] += weight * table[i, f]
         if tangent and starts[j] < starts[j + 1]:
             along = one - one
             for f in range(d):
