@@ -21,6 +21,8 @@ _FIRST_GUESS = np.float32(0.8)
 _STEP_UP = np.float32(1.25)
 # The number of groups is a multiple of it, for vector registers.
 _GROUPS = 64
+# Columns that are looked at one by one where any of them exceeds its cut.
+_CHUNK = 32
 # How often the range is halved in which a cut is looked for.
 _HALVINGS = 16
 
@@ -238,18 +240,27 @@ def count_above(pre, cut, counts, start, stop):
 
 
 @_jit
+def _n_above(values, cuts):
+    """Count the values that exceed the cut in their place."""
+    count = np.int32(0)  # as in `_n_reaching`
+    for g in range(len(values)):
+        count = np.int32(count + np.int32(values[g] > cuts[g]))
+    return count
+
+
+@_jit
 def fill_above(pre, cut, indptr, columns, values, start, stop):
     """Write the entries of each row that exceed their column's cut."""
-    m = pre.shape[1]
     for i in range(start, stop):
-        at, end = indptr[i], indptr[i + 1]
-        for j in range(m):
-            if at == end:
-                break
-            if pre[i, j] > cut[j]:
-                columns[at] = j
-                values[at] = pre[i, j]
-                at += 1
+        at = indptr[i]
+        for base in range(0, pre.shape[1], _CHUNK):
+            part, cuts = pre[i, base : base + _CHUNK], cut[base : base + _CHUNK]
+            if _n_above(part, cuts) == 0:
+                continue
+            for g in range(len(part)):
+                if part[g] > cuts[g]:
+                    columns[at], values[at] = base + g, part[g]
+                    at += 1
 
 
 @_jit

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from ._numba import (
+    _CHUNK,
     _FIRST_GUESS,
     _cut_from_tops,
     _group_tops,
     _jit,
     _keep_largest,
     _n_groups,
+    _n_reaching,
     _reaching,
     _smooth,
 )
@@ -148,37 +150,46 @@ def top_k(
 
 
 @_jit
-def count_above(
+def above(
     acc, rows, scale, norm, rest, weight, bias, table, table_norm, table_rest, cut,
-    counts, start, stop,
+    columns, values, counts, start, stop,
 ):  # fmt: skip
-    """Count the entries of each row that may exceed their column's cut; see `top_k`."""
-    m, one = len(weight), rows.dtype.type(1)
-    for i in range(start, stop):
-        inverse, n = one / scale[i], 0
-        margin = _margin(norm[i], rest[i], table_norm, table_rest) * inverse
-        for j in range(m):
-            rough = cut.dtype.type(acc[i, j]) * table[j] + (bias[j] - cut[j]) * inverse
-            n += rough >= -margin
-        counts[i] = n
+    """Give the pre-codes of each row that exceed their column's cut; see `top_k`.
 
+    Parameters
+    ----------
+    cut : ndarray of shape (m,)
+    columns, values : ndarray of shape (n_places,)
+        Written to: what is found, row by row and by column.
+    counts : ndarray of int64, shape (n,)
+        Written to.
 
-@_jit
-def fill_above(
-    acc, rows, scale, norm, rest, weight, bias, table, table_norm, table_rest, cut,
-    indptr, columns, values, start, stop,
-):  # fmt: skip
-    """Write what `count_above` counts, computed anew; where it does not exceed the cut, NaN."""
+    Returns
+    -------
+    n_found, n_tried : int
+        How many there are, and how many were computed anew; -1 for ``n_found`` where there are
+        too few places for those of all rows.
+    """
     m, one = len(weight), rows.dtype.type(1)
+    row = np.empty(m, dtype=rows.dtype)
+    beyond = bias - cut
+    n_found = n_tried = 0
     for i in range(start, stop):
-        at, end, inverse = indptr[i], indptr[i + 1], one / scale[i]
-        margin = _margin(norm[i], rest[i], table_norm, table_rest) * inverse
-        for j in range(m):
-            if at == end:
-                break
-            rough = cut.dtype.type(acc[i, j]) * table[j] + (bias[j] - cut[j]) * inverse
-            if rough >= -margin:
-                exact = _dot(rows[i], weight[j]) + bias[j]
-                columns[at] = j
-                values[at] = exact if exact > cut[j] else np.nan
-                at += 1
+        inverse, first = one / scale[i], n_found
+        least = -_margin(norm[i], rest[i], table_norm, table_rest) * inverse
+        _roughly(acc[i], table, beyond, inverse, row)
+        for base in range(0, m, _CHUNK):
+            part = row[base : base + _CHUNK]
+            if _n_reaching(part, len(part), least) == 0:
+                continue
+            for g in range(len(part)):
+                if part[g] >= least:
+                    if n_found == len(columns):
+                        return -1, n_tried
+                    n_tried += 1
+                    j = base + g
+                    exact = _dot(rows[i], weight[j]) + bias[j]
+                    columns[n_found], values[n_found] = j, exact
+                    n_found += exact > cut[j]
+        counts[i] = n_found - first
+    return n_found, n_tried

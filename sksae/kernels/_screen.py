@@ -91,7 +91,6 @@ class Screened:
         self.shape = len(c.rows), len(table.rows)
         self.dtype, self.device = bias.dtype, bias.device
         self.products = workspace.memory[: len(c.rows)].view(torch.int32)
-        self._has_products = False
         self._full: Tensor | None = None
 
     def __len__(self) -> int:
@@ -130,7 +129,6 @@ class Screened:
         counts, tried = torch.empty(2, n, dtype=torch.int64)
         out = [t.numpy() for t in (columns, values, counts, tried)]
         of_rows, of_table = self._given[:4], self._given[4:]
-        self._has_products = False  # of all rows
 
         def work(start: int, stop: int) -> None:
             for first in range(start, stop, _BLOCK):  # whose products stay in the cache
@@ -156,24 +154,31 @@ class Screened:
             return None
         (n, m), cuts = self.shape, cut.numpy()
         counts = torch.empty(n, dtype=torch.int64)
-        given = (self.products.numpy(), *self._given, cuts)
+        of_rows, of_table = self._given[:4], self._given[4:]
+        found: dict[int, tuple[Tensor, Tensor] | None] = {}
+        n_places = int(_LARGEST_SHARE * m)  # for each row
 
-        def count(start: int, stop: int) -> None:
-            if not self._has_products:
-                self._multiply(slice(start, stop), self.products[start:stop])
-            loops().count_above(*given, counts.numpy(), start, stop)
+        def work(start: int, stop: int) -> None:
+            columns = torch.empty(_BLOCK * n_places, dtype=torch.int32)
+            values = self.bias.new_empty(len(columns))
+            for first in range(start, stop, _BLOCK):
+                block = slice(first, min(first + _BLOCK, stop))
+                acc = self.products[start : start + block.stop - first]
+                self._multiply(block, acc)
+                given = (acc.numpy(), *(x[block] for x in of_rows), *of_table, cuts)
+                out = (columns.numpy(), values.numpy(), counts[block].numpy())
+                n_found, n_tried = loops().above(*given, *out, 0, len(acc))
+                many = n_found < 0 or n_tried > n_places * len(acc)
+                found[first] = (
+                    None if many else (columns[:n_found].clone(), values[:n_found].clone())
+                )
 
-        split(count, n, 4)
-        self._has_products = True
-        if not self.c.is_finite or int(counts.sum()) > _LARGEST_SHARE * n * m:
+        split(work, n, 2)
+        parts = [found[first] for first in sorted(found)]
+        if not self.c.is_finite or None in parts:
             return None
-        indptr = indptr_of(counts)
-        columns = torch.empty(int(indptr[-1]), dtype=torch.int32)
-        values = self.bias.new_empty(len(columns))
-        filled = (*given, *(t.numpy() for t in (indptr, columns, values)))
-        split(lambda a, b: loops().fill_above(*filled, a, b), n, 4)
-        kept = ~values.isnan()
-        return SparseCodes(indptr, columns, m).keep(kept), values[kept]
+        columns, values = (torch.cat(each) for each in zip(*parts, strict=True))
+        return SparseCodes(indptr_of(counts), columns, m), values
 
 
 class Workspace:
