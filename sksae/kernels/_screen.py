@@ -248,6 +248,7 @@ class Workspace:
         if self._table is None or not (self.constant or self._table.is_kept(weight)):
             self._table = Rounded(weight)
             split(self._table.round, len(weight), 4)
+        self._table.version = None  # another step may change the weights and not keep it
         if not (self._table.is_finite and bool(bias.isfinite().all())):
             return None
         self.n_screened += 1

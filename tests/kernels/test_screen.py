@@ -173,3 +173,23 @@ def test_weights_may_have_changed_where_nobody_looked():
     assert workspace.pre_codes(c, weight, bias).table is kept
     workspace.forget()
     assert workspace.pre_codes(c, weight, bias).table is not kept
+
+
+def test_roundings_of_weights_that_a_step_changed_unseen_are_not_kept():
+    c, weight, bias = table()
+    workspace, weight = Workspace(torch.empty(N, M), screen=True), torch.nn.Parameter(weight)
+    optimizer = torch.optim.Adam([weight])
+
+    def step():
+        pre = workspace.pre_codes(c, weight, bias)
+        codes, values = top_k(pre, 4)
+        gradients = RowGradients()
+        gradients.add("encoder", codes, values, c, False)
+        return pre, lambda: gradients.step({"encoder": weight}, optimizer, workspace)
+
+    step()[1]()
+    before, finish = step()
+    workspace.pause = 1  # as a batch that is too coarse leaves it
+    finish()
+    assert isinstance(workspace.pre_codes(c, weight, bias), torch.Tensor)
+    assert workspace.pre_codes(c, weight, bias).table is not before.table
