@@ -95,10 +95,7 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         Further arguments of the scheduler; of "auto": ``warmup_steps``, ``decay_steps``.
     auxk_coefficient : float, default=1/32
         Weight of the auxiliary loss that revives dead concepts: they learn to explain
-        what the others leave over, see `sksae.losses.auxk_loss` [1]_. It is the mean over
-        the rows of a batch; where more than a quarter of ``n_features`` concepts are dead,
-        over fewer of them (at least an eighth, and 256), so that its cost stays level.
-        0 is without.
+        what the others leave over, see `sksae.losses.auxk_loss` [1]_. 0 is without.
     k_aux : int or None, default=None
         Dead concepts used per row in it. None is half of ``n_features``.
     dead_after : int or "auto", default="auto"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any
@@ -18,11 +17,6 @@ from ._target_l0 import TargetL0
 from ._terms import STORED_TERMS
 
 Term = Callable[[Any, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-
-
-# The auxiliary loss looks at all rows of a batch while at most this share of n_features concepts
-# are dead, and at fewer, down to a smallest share and number, when more are.
-_AUXK_DEAD, _AUXK_SHARE, _AUXK_ROWS = 1 / 4, 1 / 8, 256
 
 
 class MSELoss:
@@ -278,27 +272,17 @@ class SAELoss(nn.Module):
             self.controller.update(l0, self.target_l0, time)
 
     def _auxk(self, module, x, x_hat, pre_codes, rows, inputs) -> Tensor:
-        n = _auxk_rows(len(x), x.shape[1], len(module.dead_concepts))
-        inputs = x if inputs is None else inputs
-        pre_codes = module.dead_pre_codes(inputs[:n], None if pre_codes is None else pre_codes[:n])
-        residual = x[:n] - x_hat[:n]
-        return self.auxk_coefficient * auxk_loss(residual, pre_codes, rows, self._k_aux(x))
+        pre_codes = module.dead_pre_codes(x if inputs is None else inputs, pre_codes)
+        return self.auxk_coefficient * auxk_loss(x - x_hat, pre_codes, rows, self._k_aux(x))
 
     def _stored_auxk(self, module, x, x_hat, pre_codes, rows, inputs) -> Tensor:
         """Give `_auxk` of a linear encoder."""
-        n = _auxk_rows(len(x), x.shape[1], len(module.dead_concepts))
-        c, *encoder = module.dead_encoder((x if inputs is None else inputs)[:n])
-        loss = dead_loss(c, tuple(encoder), rows, x[:n], x_hat[:n], self._k_aux(x), LEAK)
+        c, *encoder = module.dead_encoder(x if inputs is None else inputs)
+        loss = dead_loss(c, tuple(encoder), rows, x, x_hat, self._k_aux(x), LEAK)
         return self.auxk_coefficient * loss
 
     def _k_aux(self, x: Tensor) -> int:
         return self.k_aux or max(1, x.shape[1] // 2)
-
-
-def _auxk_rows(n: int, n_features: int, n_dead: int) -> int:
-    """Give the number of rows of a batch that the auxiliary loss looks at."""
-    share = min(1.0, max(_AUXK_SHARE, _AUXK_DEAD * n_features / n_dead))
-    return min(n, max(_AUXK_ROWS, math.ceil(n * share)))
 
 
 def vanilla_l1(module, x, x_hat, pre_codes, codes, dictionary) -> Tensor:

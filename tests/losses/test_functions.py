@@ -19,7 +19,6 @@ from sksae.losses import (
     mse,
     resolve_criterion,
 )
-from sksae.losses._criterion import _auxk_rows
 
 
 @pytest.fixture
@@ -172,13 +171,3 @@ def test_penalties_are_scaled_and_the_reconstruction_is_not(batch):
     assert loss(module, *batch).item() == pytest.approx(reconstruction + 0.25 * 4 * 5)
     loss.target_l0 = None
     assert loss(module, *batch).item() == pytest.approx(reconstruction + 0.25 * 5)
-
-
-@pytest.mark.parametrize(
-    ("n", "n_dead", "expected"),
-    [(2048, 1, 2048), (2048, 96, 2048), (2048, 128, 1536), (2048, 4000, 256), (300, 4000, 256)],
-)
-def test_many_dead_concepts_are_shown_fewer_rows(n, n_dead, expected):
-    """With 384 features: all rows for up to 96 of them, at least an eighth and 256."""
-    assert _auxk_rows(n, 384, n_dead) == expected
-    assert _auxk_rows(40, 384, n_dead) == 40
