@@ -96,7 +96,7 @@ class TransformerActivationExtractor(TransformerMixin, SharesModel):
         For a model given by name. "auto" is CUDA where there is one, else the CPU.
     dtype : str or torch.dtype, default="float32"
         For a model given by name, the type it computes in. The result is float32 always.
-        On GPUs "bfloat16" is faster; on CPUs it depends on the processor, and may be slower.
+        On some CPUs "bfloat16" is slower than float32.
     revision : str, default=None
         For a model given by name, the version to load.
     model_params : dict, default=None
