@@ -55,7 +55,9 @@ class JumpReLUSAE(BaseSAE):
         Mean number of active concepts per row to reach: the weight of the penalty, from
         ``l0_coefficient`` on, is steered to it during training, see `sksae.losses.TargetL0`,
         and at the end all thresholds are multiplied by the factor that is still missing on
-        up to 8,192 training rows.
+        up to 8,192 training rows. While the penalty grows (``sparsity_warmup``), when it
+        is too weak to keep codes from becoming active, all thresholds are multiplied after
+        each step by the factor that the batch missed the target by.
     sparsity_warmup : float or int, default=0.05
         Over that share of the steps of the fit (an int: over that many steps) the penalty
         grows to its full weight; with a ``topk_start``, from its end on.

@@ -340,6 +340,16 @@ class SAEModule:
     def scale_thresholds(self, factor: Tensor) -> None:
         """Multiply what is compared with codes by a factor; here nothing is."""
 
+    def l0_factor(self, pre_codes: Tensor, codes: SparseCodes | None = None) -> Tensor | None:
+        """Give the factor of the thresholds that meets a target for L0 on a batch, if there is one.
+
+        ``pre_codes`` are all, shape (n, nb_concepts), or with ``codes`` the stored ones.
+        """
+        return None
+
+    def multiply_thresholds(self, factor: Tensor) -> None:
+        """Multiply thresholds that concepts learn by a factor, and nothing else of them."""
+
     def finish(self, batches: Iterable[Tensor], weight: float = 1.0) -> None:
         """Estimate, on scaled batches, what encoding needs beside the trained weights.
 
@@ -445,13 +455,17 @@ def mean_kth_largest(batches: Iterable[Tensor], k: float) -> Tensor:
     """
     total, n_rows = torch.zeros(()), 0
     for batch in batches:
-        n_kept = min(max(1, round(k * len(batch))), batch.numel())
-        largest = batch.flatten().topk(min(n_kept + 1, batch.numel()), sorted=False).values
-        n_smallest = 1 + (len(largest) > n_kept)
-        around = largest.topk(n_smallest, largest=False).values.clamp(min=0)
-        total = total + len(batch) * around.sum() / 2
+        total = total + len(batch) * kth_largest(batch.flatten(), k * len(batch))
         n_rows += len(batch)
     return total / n_rows
+
+
+def kth_largest(entries: Tensor, k: float) -> Tensor:
+    """Give a cut that ``k`` of entries, shape (n_entries,), exceed; see `mean_kth_largest`."""
+    n_kept = min(max(1, round(k)), len(entries))
+    largest = entries.topk(min(n_kept + 1, len(entries)), sorted=False).values
+    n_smallest = 1 + (len(largest) > n_kept)
+    return largest.topk(n_smallest, largest=False).values.clamp(min=0).sum() / 2
 
 
 def _dictionary_arguments(params: dict[str, Any] | None) -> dict[str, Any]:

@@ -10,12 +10,16 @@ import torch
 from torch import Tensor
 
 from ..kernels import SparseCodes, above, largest, top_k
-from ._base import SAEModule, mean_kth_largest
+from ._base import SAEModule, kth_largest, mean_kth_largest
 from ._jumprelu import REACH, jump_relu, step
 from ._overcomplete import overcomplete_sae
 
 _INITIAL_THRESHOLD = 0.5
 _SMALLEST_FACTOR = 1e-3
+# The same where a batch may have too few stored pre-codes to tell.
+_SMALLEST_OF_BATCH = 0.5
+# Active codes of a batch from which on it alone tells where the thresholds belong.
+_ENOUGH_CODES = 1024
 # Rows that the momentum of BatchTopK's threshold is meant for.
 _MOMENTUM_ROWS = 1024
 # How much more a new threshold counts where training did not move the old one.
@@ -214,7 +218,26 @@ class JumpReLUModule(SAEModule, overcomplete_sae.JumpSAE):
         ratios = (self.encode_scaled(u)[0] / self.thresholds.exp() for u in batches)
         # Where fewer pre-codes than asked for are positive, no positive factor meets it.
         factor = mean_kth_largest(ratios, self.target_l0).clamp(min=_SMALLEST_FACTOR)
-        self.thresholds.add_(weight * factor.log())
+        self.multiply_thresholds(factor**weight)
+
+    def l0_factor(self, pre_codes: Tensor, codes: SparseCodes | None = None) -> Tensor | None:
+        """Give the factor of the thresholds that meets the target for L0 on a batch.
+
+        Of a small batch, whose codes say little, it is a power towards 1.
+        """
+        if self.target_l0 is None or not pre_codes.numel():
+            return None
+        thresholds = self.thresholds.detach().exp()
+        n = len(pre_codes) if codes is None else len(codes.indptr) - 1
+        ratios = pre_codes / (thresholds if codes is None else thresholds[codes.columns])
+        wanted = self.target_l0 * n
+        factor = kth_largest(ratios.flatten(), wanted).clamp(min=_SMALLEST_OF_BATCH)
+        return factor ** min(1.0, wanted / _ENOUGH_CODES)
+
+    @torch.no_grad()
+    def multiply_thresholds(self, factor: Tensor) -> None:
+        """Multiply all thresholds by a factor."""
+        self.thresholds.add_(factor.log())
 
     def scale_thresholds(self, factor: Tensor) -> None:
         """Multiply the thresholds, and the kernel's width with them, by a factor."""

@@ -316,6 +316,8 @@ class SAENet(NeuralNet):
         # Listing the dead reads the device, so elsewhere than on the CPU not at every step.
         if self.dead_after and (self.device == "cpu" or self.n_steps_ % _DEAD_EVERY == 0):
             self.module_.find_dead(self.dead_after)
+        if "l0_factor" in step:
+            self.module_.multiply_thresholds(step["l0_factor"])
         if not self.module_.per_sample:
             self.criterion_.after_step(step["n_active"] / n, self.l0_time)
 
@@ -397,7 +399,8 @@ class SAENet(NeuralNet):
         with torch.autocast(u.device.type, **half, cache_enabled=False):
             pre_codes, codes, u_hat, dictionary = self.module_.forward_scaled(u)
             loss = self.criterion_(self.module_, target, u_hat, pre_codes, codes, dictionary, u)
-        return {"loss": check_loss(loss), "y_pred": u_hat, "target": target} | activity(codes)
+        step = {"loss": check_loss(loss), "y_pred": u_hat, "target": target}
+        return step | activity(codes) | self._l0_factor(pre_codes)
 
     def _forward_stored(self, u, target):
         """Compute a step on stored codes; give None if this one is to run dense."""
@@ -413,7 +416,16 @@ class SAENet(NeuralNet):
             return None
         loss = self.criterion_.sparse(module, target, u_hats, error, codes, pre_codes, values, u)
         active = {"n_active": torch.count_nonzero(values), "fired": codes.fired(values)}
-        return {"loss": loss, "y_pred": u_hats[-1], "target": target, "error": error} | active
+        step = {"loss": loss, "y_pred": u_hats[-1], "target": target, "error": error}
+        return step | active | self._l0_factor(pre_codes, codes)
+
+    def _l0_factor(self, pre_codes, codes=None):
+        """Give what thresholds are to be multiplied by while penalties lack their full weight."""
+        module = self.module_
+        if not module.training or module.per_sample or self.criterion_.warmup == 1:
+            return {}
+        factor = module.l0_factor(pre_codes.detach(), codes)
+        return {} if factor is None else {"l0_factor": factor}
 
     def _count_nan_fallback(self):
         self._nan_fallbacks += 1

@@ -219,6 +219,17 @@ def test_a_target_that_is_missed_is_warned_of(cls, n_steps, rows):
     assert not (missed and (n_steps >= 600 or cls is JumpReLUSAE))
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_l0_is_held_until_the_penalty_has_its_weight(backend, rows):
+    shared = {"target_l0": 8, "nb_epochs": 2, "batch_size": 200, "monitoring": 1}
+    sae = JumpReLUSAE(256, **shared, sparsity_warmup=30, backend=backend, random_state=0)
+    batches = sae.fit(rows).history_[:, "batches", :, "l0"]
+    held = np.concatenate(batches)[1:30]
+    np.testing.assert_allclose(held, 8, rtol=0.25)
+    free = clone(sae).set_params(sparsity_warmup=0).fit(rows).history_[:, "batches", :, "l0"]
+    assert max(abs(np.log(np.concatenate(free)[1:30] / 8))) > 0.4
+
+
 def test_a_target_stays_met_when_a_fit_goes_on(rows):
     sae = VanillaSAE(64, target_l0=4, nb_epochs=20, batch_size=256, random_state=0).fit(rows)
     for _ in range(3):

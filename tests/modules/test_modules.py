@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from sksae.estimators._jumprelu import KERNEL_NAMES
+from sksae.kernels import above
 from sksae.modules import (
     KERNELS,
     BatchTopKModule,
@@ -162,6 +163,35 @@ def test_jumprelu_is_pre_code_above_threshold(x):
     pre = pre_codes(module, x)
     threshold = module.thresholds.exp() * module.input_scale
     assert torch.allclose(module.encode(x)[1], pre * (pre > threshold))
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_thresholds_times_the_factor_of_a_batch_meet_the_target(stored):
+    rng = np.random.default_rng(0)
+    pre, thresholds = rng.standard_normal((600, C)), rng.uniform(0.4, 0.9, C)
+    module = build(JumpReLUModule, target_l0=2)
+    with torch.no_grad():
+        module.thresholds.copy_(torch.from_numpy(thresholds).log())
+    given = (torch.from_numpy(pre),)
+    if stored:  # those above a cut below all thresholds, as training stores them
+        codes, values = above(given[0], torch.tensor(0.1))
+        given = (values, codes)
+    largest = np.sort((pre / thresholds).ravel())[::-1]
+    factor = module.l0_factor(*given)
+    np.testing.assert_allclose(factor, largest[1199:1201].mean())
+    module.multiply_thresholds(factor)
+    np.testing.assert_allclose(module.thresholds.detach().exp(), thresholds * factor.numpy())
+    assert (pre > module.thresholds.detach().exp().numpy()).sum() == 1200
+
+
+def test_a_small_batch_hardly_moves_the_thresholds():
+    module, pre = build(JumpReLUModule, target_l0=2), torch.full((1, C), 3.0)
+    assert 1 < module.l0_factor(pre) < 1.01
+    module.target_l0 = C - 1
+    assert module.l0_factor(-pre) == 0.5 ** ((C - 1) / 1024)
+    assert module.l0_factor(pre[:0]) is None
+    assert build(JumpReLUModule).l0_factor(pre) is None
+    assert build(VanillaModule).l0_factor(pre) is None
 
 
 def test_dictionary_is_pure(module):
