@@ -462,7 +462,9 @@ def mean_kth_largest(batches: Iterable[Tensor], k: float) -> Tensor:
 
 def kth_largest(entries: Tensor, k: float) -> Tensor:
     """Give a cut that ``k`` of entries, shape (n_entries,), exceed; see `mean_kth_largest`."""
-    n_kept = min(max(1, round(k)), len(entries))
+    n_kept = max(1, round(k))
+    if n_kept > len(entries):
+        return entries.new_zeros(())
     largest = entries.topk(min(n_kept + 1, len(entries)), sorted=False).values
     n_smallest = 1 + (len(largest) > n_kept)
     return largest.topk(n_smallest, largest=False).values.clamp(min=0).sum() / 2

@@ -185,8 +185,13 @@ class JumpReLUModule(SAEModule, overcomplete_sae.JumpSAE):
         """Choose the pre-codes above their threshold or within reach of its kernel."""
         if self.per_sample:
             return top_k(pre_codes, self.k())
-        cut = self.thresholds.exp() - REACH[self.kernel] * self.bandwidth
+        cut = self._lowest_stored()
         return above(pre_codes, cut.nextafter(torch.full_like(cut, -torch.inf)))
+
+    def _lowest_stored(self) -> Tensor:
+        """Give for each concept the lowest pre-code with a gradient."""
+        reach = REACH.get(self.kernel, math.inf)
+        return self.thresholds.detach().exp() - reach * self.bandwidth
 
     def select_active(self, pre_codes: Tensor) -> tuple[SparseCodes, Tensor]:
         """Choose the pre-codes above their threshold."""
@@ -223,13 +228,18 @@ class JumpReLUModule(SAEModule, overcomplete_sae.JumpSAE):
     def l0_factor(self, pre_codes: Tensor, codes: SparseCodes | None = None) -> Tensor | None:
         """Give the factor of the thresholds that meets the target for L0 on a batch.
 
-        Of a small batch, whose codes say little, it is a power towards 1.
+        It is made of the pre-codes that may be stored, the others count as 0. Of a small batch,
+        whose codes say little, it is a power towards 1.
         """
-        if self.target_l0 is None or not pre_codes.numel():
+        if self.target_l0 is None:
             return None
         thresholds = self.thresholds.detach().exp()
-        n = len(pre_codes) if codes is None else len(codes.indptr) - 1
-        ratios = pre_codes / (thresholds if codes is None else thresholds[codes.columns])
+        if codes is None:
+            n = len(pre_codes)
+            ratios = pre_codes / thresholds * (pre_codes >= self._lowest_stored())
+        else:
+            n = len(codes.indptr) - 1
+            ratios = pre_codes / thresholds[codes.columns]
         wanted = self.target_l0 * n
         factor = kth_largest(ratios.flatten(), wanted).clamp(min=_SMALLEST_OF_BATCH)
         return factor ** min(1.0, wanted / _ENOUGH_CODES)

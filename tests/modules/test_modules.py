@@ -184,12 +184,21 @@ def test_thresholds_times_the_factor_of_a_batch_meet_the_target(stored):
     assert (pre > module.thresholds.detach().exp().numpy()).sum() == 1200
 
 
+@pytest.mark.parametrize("target", [0.5, 1.5, 4])  # few, and more than are stored
+def test_the_factor_of_a_batch_is_that_of_its_stored_pre_codes(target):
+    module = build(JumpReLUModule, target_l0=target, bandwidth=0.2)
+    pre = torch.randn(600, C, dtype=torch.float64)
+    codes, values = module.select_stored(pre)
+    factor = module.l0_factor(values, codes)
+    torch.testing.assert_close(module.l0_factor(pre), factor)
+    assert (factor == 0.5) == (600 * target > len(values)) == (target == 4)
+
+
 def test_a_small_batch_hardly_moves_the_thresholds():
     module, pre = build(JumpReLUModule, target_l0=2), torch.full((1, C), 3.0)
     assert 1 < module.l0_factor(pre) < 1.01
     module.target_l0 = C - 1
     assert module.l0_factor(-pre) == 0.5 ** ((C - 1) / 1024)
-    assert module.l0_factor(pre[:0]) is None
     assert build(JumpReLUModule).l0_factor(pre) is None
     assert build(VanillaModule).l0_factor(pre) is None
 

@@ -50,6 +50,7 @@ VARIANTS = {
     "topk": (TopKSAE, {"top_k": 6}),
     "batchtopk": (BatchTopKSAE, {"top_k": 6}),
     "jumprelu": (JumpReLUSAE, {"target_l0": 6}),
+    "jumprelu narrow": (JumpReLUSAE, {"target_l0": 6, "bandwidth": 0.05}),
     "triangular": (JumpReLUSAE, {"kernel": "triangular", "bandwidth": 0.2}),
     "cosine": (JumpReLUSAE, {"kernel": "cosine", "bandwidth": 0.2}),
     "vanilla": (VanillaSAE, {}),
