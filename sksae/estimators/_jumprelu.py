@@ -57,7 +57,7 @@ class JumpReLUSAE(BaseSAE):
         and at the end all thresholds are multiplied by the factor that is still missing on
         up to 8,192 training rows. While the penalty grows (``sparsity_warmup``), when it
         is too weak to keep codes from becoming active, all thresholds are multiplied after
-        each step by the factor that the batch missed the target by.
+        each step by the factor that meets the target on the batch.
     sparsity_warmup : float or int, default=0.05
         Over that share of the steps of the fit (an int: over that many steps) the penalty
         grows to its full weight; with a ``topk_start``, from its end on.
