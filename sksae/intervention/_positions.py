@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ import torch
 from torch import nn
 
 NAMED = ("last", "prompt", "generated")
+# What models call their cache: from transformers 5.24 on, before, and state-space models before.
+CACHES = ("cache", "past_key_values", "cache_params")
 
 
 class Pass(NamedTuple):
@@ -51,6 +54,7 @@ class _Reader:
     def __init__(self, module: nn.Module) -> None:
         self.names = list(inspect.signature(module.forward).parameters)
         self.last: Pass | None = None
+        self.cache: Callable[[], Any] = lambda: None
 
     def read(self, args: tuple, kwargs: Mapping[str, Any]) -> Pass | None:
         given = dict(zip(self.names, args, strict=False)) | dict(kwargs)
@@ -60,7 +64,7 @@ class _Reader:
             return None
         n_texts, width = tokens.shape[:2]
         mask = given.get("attention_mask")
-        begin = _n_cached(given, width)
+        begin = self._n_cached(given, width)
         if isinstance(mask, torch.Tensor) and mask.shape == (n_texts, begin + width):
             at = (mask != 0).long().cumsum(dim=1) - 1
             at = at.masked_fill(mask == 0, -1)[:, begin:].to(tokens.device)
@@ -72,18 +76,25 @@ class _Reader:
         self.last = now
         return now
 
+    def _n_cached(self, given: Mapping[str, Any], width: int) -> int:
+        """Give the number of columns in the cache."""
+        cache: Any = next((given[name] for name in CACHES if given.get(name) is not None), None)
+        if isinstance(cache, tuple | list) and len(cache):
+            return int(cache[0][0].shape[-2])
+        with suppress(AttributeError, ValueError):
+            return int(cache.get_seq_length())
+        mask = given.get("attention_mask")
+        if isinstance(mask, torch.Tensor) and mask.ndim == 2 and mask.shape[1] > width:
+            return mask.shape[1] - width
+        # The state of a state-space model has no length.
+        seen, self.cache = self.cache(), _reference(cache)
+        if cache is not None and cache is seen and self.last is not None:
+            return self.last.begin + self.last.at.shape[1]
+        return 0
 
-def _n_cached(given: Mapping[str, Any], width: int) -> int:
-    """Give the number of columns in the cache."""
-    cache: Any = given.get("past_key_values")
-    if hasattr(cache, "get_seq_length"):
-        return int(cache.get_seq_length())
-    if isinstance(cache, tuple | list) and len(cache):
-        return int(cache[0][0].shape[-2])
-    mask = given.get("attention_mask")
-    if isinstance(mask, torch.Tensor) and mask.ndim == 2:
-        return max(0, mask.shape[1] - width)
-    return 0
+
+def _reference(cache: Any) -> Callable[[], Any]:
+    return (lambda: None) if cache is None else weakref.ref(cache)
 
 
 def _goes_on(last: Pass, now: Pass) -> bool:

@@ -1,9 +1,12 @@
 """Which tokens are edited: the same with and without a KV cache, padded on either side."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import MambaConfig, MambaForCausalLM
 
 from sksae import Extractor
 from sksae.intervention import Add, intervene
@@ -168,6 +171,19 @@ def test_other_ways_to_generate(tiny_llama, sae, kind):
                 assert torch.equal(run(named, use_cache=False), run(counted))
 
 
+@pytest.mark.parametrize("positions", ["generated", "last", "prompt", [WIDTH + 1]])
+def test_a_state_instead_of_a_cache(sae, positions):
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=3, state_size=4)
+    model = MambaForCausalLM(config).eval()
+    inputs = {"input_ids": torch.tensor(PROMPTS[:1]), "max_new_tokens": N_NEW, "pad_token_id": 0}
+    plain = model.generate(**inputs)
+    with intervene(model, 1, sae, {3: Add(60.0)}, positions=positions):
+        with_state = model.generate(**inputs)
+        assert torch.equal(with_state, model.generate(**inputs, use_cache=False))
+    assert not torch.equal(with_state, plain)
+
+
 @pytest.mark.parametrize(
     "positions", ["None", "int", "list", "slice", "last", "prompt", "callable"]
 )
@@ -193,11 +209,14 @@ def test_either_side_of_padding_means_the_same(tiny_llama, sae, positions, state
 
 def test_a_cache_from_before_the_block_counts(tiny_llama, sae):
     ids = torch.tensor([PROMPTS[0]])
+    # transformers 5.24 renamed the argument.
+    accepted = inspect.signature(tiny_llama.forward).parameters
+    name = "cache" if "cache" in accepted else "past_key_values"
     with torch.no_grad():
         for positions, expected in (([4, 6], [4, 6]), ("prompt", [4, 5, 6]), ("last", [6])):
-            cache = tiny_llama(ids[:, :4], use_cache=True).past_key_values
+            cache = tiny_llama(ids[:, :4], use_cache=True)[name]
             with intervene(tiny_llama, 1, sae, EDIT, positions=positions):
-                found = tiny_llama(ids[:, 4:], past_key_values=cache).logits
+                found = tiny_llama(ids[:, 4:], **{name: cache}).logits
             with intervene(tiny_llama, 1, sae, EDIT, positions=expected):
                 whole = tiny_llama(ids).logits[:, 4:]
             torch.testing.assert_close(found, whole, atol=1e-4, rtol=1e-4)
