@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .._linear import FastLinear
 from ._layers import evaluating, probe, run_to
 from ._units import Sequence
 
@@ -76,7 +77,8 @@ class Forward:
         width = max(len(x) for x in ids)
         inputs = self.inputs(ids, types)
         try:
-            states = run_to(self.model, self.layers, inputs)
+            with FastLinear():
+                states = run_to(self.model, self.layers, inputs)
         except torch.OutOfMemoryError as exc:
             raise torch.OutOfMemoryError(
                 f"No memory left for a batch of {len(ids)} texts of {width} tokens. Lower "

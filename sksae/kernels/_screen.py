@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._linear import linear
 from ._codes import SparseCodes, indptr_of
 from ._threads import split
 
@@ -233,9 +234,9 @@ class Workspace:
         out = self.memory[: len(c)]
         if out.device.type == "cpu":
             # In ranges, because torch's own threads may be kept from it.
-            split(lambda i, j: _addmm(b, x[i:j], w, out[i:j]), len(c))
+            split(lambda i, j: linear(x[i:j], w, b, out[i:j]), len(c))
         else:
-            _addmm(b, x, w, out)
+            linear(x, w, b, out)
         return out
 
     def _screened(self, c: Tensor, weight: Tensor, bias: Tensor) -> Screened | None:
@@ -253,7 +254,3 @@ class Workspace:
             return None
         self.n_screened += 1
         return Screened(self, Rounded(c), self._table, bias)
-
-
-def _addmm(bias: Tensor, x: Tensor, weight: Tensor, out: Tensor) -> None:
-    torch.addmm(bias, x, weight.T, out=out)
