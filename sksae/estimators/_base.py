@@ -93,9 +93,10 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         constant.
     scheduler_params : dict or None, default=None
         Further arguments of the scheduler; of "auto": ``warmup_steps``, ``decay_steps``.
-    auxk_coefficient : float, default=1/32
+    auxk_coefficient : float or "auto", default="auto"
         Weight of the auxiliary loss that revives dead concepts: they learn to explain
-        what the others leave over, see `sksae.losses.auxk_loss` [1]_. 0 is without.
+        what the others leave over, see `sksae.losses.auxk_loss` [1]_. "auto" is 1/32, and
+        up to 1/8 in fits of less than 200 steps. 0 is without.
     k_aux : int or None, default=None
         Dead concepts used per row in it. None is half of ``n_features``.
     dead_after : int or "auto", default="auto"
@@ -219,7 +220,7 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         optimizer_params=None,
         scheduler_class="auto",
         scheduler_params=None,
-        auxk_coefficient=1 / 32,
+        auxk_coefficient="auto",
         k_aux=None,
         dead_after="auto",
         outlier_ratio=5.0,

@@ -15,7 +15,13 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from ..losses import SAELoss, resolve_criterion
 from ..training import BatchIterator, RowBatches, SAENet
 from ..training._callbacks import BestEpoch, ResampleDead
-from ..training._schedule import Length, WarmupDecay, auto_dead_after, auto_lr
+from ..training._schedule import (
+    Length,
+    WarmupDecay,
+    auto_auxk_coefficient,
+    auto_dead_after,
+    auto_lr,
+)
 from ._parameters import AMP_DTYPES, check_dictionary_params, check_encoder_output
 
 # What a net is built around; a fit that continues cannot change it.
@@ -103,7 +109,7 @@ def start_net(estimator, data: RowBatches, epochs: int | None, seed: int) -> SAE
         SAELoss,
         **{f"module__{name}": value for name, value in module.items()},
         criterion__reconstruction=_reconstruction(estimator),
-        **{f"criterion__{name}": value for name, value in _weights(estimator).items()},
+        **{f"criterion__{name}": value for name, value in _weights(estimator, length).items()},
         **_loop(estimator, length),
         optimizer=_optimizer(estimator),
         scheduler=_scheduler(estimator, length),
@@ -148,7 +154,7 @@ def resume_net(estimator, data: RowBatches, epochs: int | None) -> None:
     loop, scheduler = _loop(estimator, length), _scheduler(estimator, length)
     for name, value in estimator._module()[1].items():
         _set_own(net.module_, name, value)
-    for name, value in _weights(estimator).items():
+    for name, value in _weights(estimator, length).items():
         _set_own(net.criterion_, name, value)
     if not _same(estimator.criterion, estimator._fitted_with["criterion"]):
         net.criterion_.reconstruction = _reconstruction(estimator)
@@ -227,12 +233,13 @@ def _reconstruction(estimator):
     return resolve_criterion(estimator.criterion, type(estimator).__name__)
 
 
-def _weights(estimator) -> dict[str, Any]:
+def _weights(estimator, length: Length) -> dict[str, Any]:
     """Give what of the loss may change between fits, as attributes of `SAELoss`."""
+    auxk = estimator.auxk_coefficient
     return {
         "terms": estimator._loss_terms(),
         "reconstruction_terms": estimator._reconstruction_terms(),
-        "auxk_coefficient": estimator.auxk_coefficient,
+        "auxk_coefficient": auto_auxk_coefficient(length) if auxk == "auto" else auxk,
         "k_aux": estimator.k_aux,
         "target_l0": estimator.target_l0,
     }

@@ -24,7 +24,7 @@ SHARED_CONSTRAINTS: dict[str, list[Any]] = {
     "optimizer_params": [None, dict],
     "scheduler_class": [None, StrOptions({"auto"}), callable],
     "scheduler_params": [None, dict],
-    "auxk_coefficient": [Interval(Real, 0, None, closed="left")],
+    "auxk_coefficient": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
     "k_aux": [None, Interval(Integral, 1, None, closed="left")],
     "dead_after": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
     "encoder_init_norm": [Interval(Real, 0, None, closed="neither")],

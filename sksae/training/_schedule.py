@@ -21,6 +21,7 @@ _LR, _WIDTH, _BATCH, _STEPS = 5e-3, 4096, 1024, 1500
 _MAX_LR = 1e-2
 _CONSTANT = 1 / 4
 _WARMUP_SHARE, _MAX_WARMUP = 0.05, 1000
+_AUXK, _MAX_AUXK, _AUXK_STEPS = 1 / 32, 1 / 8, 200
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,33 @@ def auto_dead_after(length: Length) -> int:
     """
     batch = length.n_rows / length.n_batches
     return round(min(10_000_000, batch * max(5, length.assumed_steps / 50)))
+
+
+def auto_auxk_coefficient(length: Length) -> float:
+    """Give the weight of the auxiliary loss that revives dead concepts.
+
+    The 1/32 of Gao et al. (2024), arXiv:2406.04093, section 2.4. A fit of less than 200
+    steps has a high rate and little time to revive what that silences: it is
+    ``(200 / n_steps)^2`` times that, at most 1/8.
+
+    Parameters
+    ----------
+    length : Length
+        Of the fit.
+
+    Returns
+    -------
+    float
+        The weight.
+
+    Examples
+    --------
+    >>> auto_auxk_coefficient(Length(n_batches=40, n_rows=40_960, epochs=5))
+    0.03125
+    >>> auto_auxk_coefficient(Length(n_batches=20, n_rows=20_480, epochs=5))
+    0.125
+    """
+    return min(_MAX_AUXK, _AUXK * max(1.0, _AUXK_STEPS / length.assumed_steps) ** 2)
 
 
 def ramp(step: int, n_steps: int) -> float:

@@ -8,7 +8,7 @@ import torch
 from sksae import TopKSAE, VanillaSAE
 from sksae.datasets import make_activations
 from sksae.training import WarmupDecay, auto_lr
-from sksae.training._schedule import Length, auto_dead_after, ramp
+from sksae.training._schedule import Length, auto_auxk_coefficient, auto_dead_after, ramp
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,25 @@ def test_dead_after_is_a_fiftieth_within_bounds():
     assert auto_dead_after(Length(1000, 1_024_000, 10)) == 204_800
     assert auto_dead_after(Length(10, 10_240, 1)) == 5 * 1024
     assert auto_dead_after(Length(10**6, 1_024_000_000, 10)) == 10_000_000
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"), [(200, 1 / 32), (5000, 1 / 32), (150, 1 / 18), (100, 1 / 8), (1, 1 / 8)]
+)
+def test_short_fits_weigh_dead_concepts_more(steps, expected):
+    assert auto_auxk_coefficient(Length(steps, steps, 1)) == pytest.approx(expected)
+    assert auto_auxk_coefficient(Length(1, 1, steps)) == pytest.approx(expected)
+    assert auto_auxk_coefficient(Length(steps, steps, None)) == 1 / 32
+
+
+def test_the_weight_of_dead_concepts_follows_the_fit(X):
+    X = X[:120]
+    sae = TopKSAE(20, top_k=2, batch_size=1, nb_epochs=1, device="cpu", random_state=0).fit(X)
+    assert sae.net_.criterion_.auxk_coefficient == pytest.approx((200 / 120) ** 2 / 32)
+    sae.set_params(warm_start=True, nb_epochs=2).fit(X)
+    assert sae.net_.criterion_.auxk_coefficient == 1 / 32
+    sae.set_params(auxk_coefficient=0.5).partial_fit(X)
+    assert sae.net_.criterion_.auxk_coefficient == 0.5
 
 
 def test_ramp():
