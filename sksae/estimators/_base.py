@@ -197,6 +197,7 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
     sparsity_warmup: float = 0
     k_anneal: float = 0
     topk_start: float = 0
+    relative_start: float = 0
     target_l0: float | None = None
     resample_dead = False
 

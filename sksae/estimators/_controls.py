@@ -32,6 +32,7 @@ class _Control(BatchTopKSAE):
         init="random",
         threshold_momentum=0.9,
         k_anneal=0.0,
+        relative_start=0.2,
         topk_start=0.0,
         **shared,
     ):
@@ -40,6 +41,7 @@ class _Control(BatchTopKSAE):
             top_k=top_k,
             threshold_momentum=threshold_momentum,
             k_anneal=k_anneal,
+            relative_start=relative_start,
             topk_start=topk_start,
             **shared,
         )
@@ -131,6 +133,8 @@ class FrozenDecoderSAE(_Control):
         As in `BatchTopKSAE`.
     k_anneal : float or int, default=0.0
         As in `BatchTopKSAE`.
+    relative_start : float or int, default=0.2
+        As in `BatchTopKSAE`.
     topk_start : float or int, default=0.0
         As in `BatchTopKSAE`.
     **shared
@@ -209,6 +213,8 @@ class SoftFrozenSAE(_Control):
         As in `BatchTopKSAE`.
     k_anneal : float or int, default=0.0
         As in `BatchTopKSAE`.
+    relative_start : float or int, default=0.2
+        As in `BatchTopKSAE`.
     topk_start : float or int, default=0.0
         As in `BatchTopKSAE`.
     **shared
@@ -259,6 +265,7 @@ class SoftFrozenSAE(_Control):
         init="random",
         threshold_momentum=0.9,
         k_anneal=0.0,
+        relative_start=0.2,
         topk_start=0.0,
         **shared,
     ):
@@ -268,6 +275,7 @@ class SoftFrozenSAE(_Control):
             init=init,
             threshold_momentum=threshold_momentum,
             k_anneal=k_anneal,
+            relative_start=relative_start,
             topk_start=topk_start,
             **shared,
         )
@@ -301,6 +309,7 @@ class _FrozenEncoder(_Control):
         init="random",
         threshold_momentum=0.9,
         k_anneal=0.0,
+        relative_start=0.2,
         topk_start=0.0,
         auxk_coefficient=0.0,
         **shared,
@@ -311,6 +320,7 @@ class _FrozenEncoder(_Control):
             init=init,
             threshold_momentum=threshold_momentum,
             k_anneal=k_anneal,
+            relative_start=relative_start,
             topk_start=topk_start,
             auxk_coefficient=auxk_coefficient,
             **shared,
@@ -354,6 +364,8 @@ class FrozenEncoderSAE(_FrozenEncoder):
     threshold_momentum : float, default=0.9
         As in `BatchTopKSAE`.
     k_anneal : float or int, default=0.0
+        As in `BatchTopKSAE`.
+    relative_start : float or int, default=0.2
         As in `BatchTopKSAE`.
     topk_start : float or int, default=0.0
         As in `BatchTopKSAE`.
@@ -420,6 +432,8 @@ class RandomSAE(_FrozenEncoder):
     threshold_momentum : float, default=0.9
         As in `BatchTopKSAE`.
     k_anneal : float or int, default=0.0
+        As in `BatchTopKSAE`.
+    relative_start : float or int, default=0.2
         As in `BatchTopKSAE`.
     topk_start : float or int, default=0.0
         As in `BatchTopKSAE`.

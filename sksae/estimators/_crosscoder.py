@@ -50,6 +50,8 @@ class Crosscoder(BatchTopKSAE):
         As in `BatchTopKSAE`.
     k_anneal : float or int, default=0.0
         As in `BatchTopKSAE`.
+    relative_start : float or int, default=0.2
+        As in `BatchTopKSAE`.
     topk_start : float or int, default=0.0
         As in `BatchTopKSAE`.
     **shared
@@ -117,6 +119,7 @@ class Crosscoder(BatchTopKSAE):
         top_k=32,
         threshold_momentum=0.9,
         k_anneal=0.0,
+        relative_start=0.2,
         topk_start=0.0,
         **shared,
     ):
@@ -125,6 +128,7 @@ class Crosscoder(BatchTopKSAE):
             top_k=top_k,
             threshold_momentum=threshold_momentum,
             k_anneal=k_anneal,
+            relative_start=relative_start,
             topk_start=topk_start,
             **shared,
         )

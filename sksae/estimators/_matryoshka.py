@@ -48,6 +48,8 @@ class MatryoshkaSAE(BatchTopKSAE):
         As in `BatchTopKSAE`.
     k_anneal : float or int, default=0.0
         As in `BatchTopKSAE`.
+    relative_start : float or int, default=0.2
+        As in `BatchTopKSAE`.
     topk_start : float or int, default=0.0
         As in `BatchTopKSAE`. Both effects in its Notes are smaller here: with 0.8, 66 % of the
         planted features were found instead of 6 %, and F1 fell from 0.88 to 0.86.
@@ -100,6 +102,7 @@ class MatryoshkaSAE(BatchTopKSAE):
         prefix_weights=None,
         threshold_momentum=0.9,
         k_anneal=0.0,
+        relative_start=0.2,
         topk_start=0.0,
         **shared,
     ):
@@ -108,6 +111,7 @@ class MatryoshkaSAE(BatchTopKSAE):
             top_k=top_k,
             threshold_momentum=threshold_momentum,
             k_anneal=k_anneal,
+            relative_start=relative_start,
             topk_start=topk_start,
             **shared,
         )

@@ -43,6 +43,7 @@ _CHANGEABLE = (
     "sparsity_warmup",
     "k_anneal",
     "topk_start",
+    "relative_start",
     "l0_time",
     "backend",
     "optimizer",
@@ -271,6 +272,7 @@ def _loop(estimator, length: Length) -> dict[str, Any]:
         "sparsity_warmup": length.steps(estimator.sparsity_warmup),
         "k_anneal": length.steps(estimator.k_anneal),
         "topk_start": length.steps(estimator.topk_start),
+        "relative_start": length.steps(estimator.relative_start),
         "l0_time": max(30, length.assumed_steps / 10),
         "backend": estimator.backend,
     }

@@ -150,7 +150,7 @@ def check_shared(estimator) -> None:
     """Check what the constraints of single parameters cannot."""
     _check_encoder_name(estimator)
     _check_callbacks(estimator)
-    for name in ("early_stopping", "k_anneal", "sparsity_warmup", "topk_start"):
+    for name in ("early_stopping", "k_anneal", "sparsity_warmup", "topk_start", "relative_start"):
         if isinstance(getattr(estimator, name), bool):
             raise ValueError(
                 f"The {name!r} parameter of {type(estimator).__name__} is a number, not a switch. "

@@ -25,9 +25,13 @@ Select = Callable[[Tensor], tuple[SparseCodes, Tensor]]
 
 class _Encode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, u, center, weight, bias, select, workspace, gradients):
+    def forward(ctx, u, center, weight, bias, select, workspace, gradients, sizes):
         c = u - center
-        codes, values = select(workspace.pre_codes(c, weight, bias))
+        if sizes is None:
+            codes, values = select(workspace.pre_codes(c, weight, bias))
+        else:
+            resized = workspace.pre_codes(c / sizes[:, None], weight, bias)
+            codes, values = _size_back(*select(resized), bias, sizes)
         ctx.save_for_backward(c, weight)
         ctx.codes, ctx.gradients = codes, gradients
         return values.to(c.dtype), codes
@@ -42,7 +46,18 @@ class _Encode(torch.autograd.Function):
             on_weight = _summed(ctx, "encoder", slopes, c)
         on_bias = weight.new_zeros(len(weight)).index_add_(0, ctx.codes.columns, slopes)
         on_center = -(on_bias @ weight) if ctx.needs_input_grad[1] else None
-        return None, on_center, on_weight, on_bias, None, None, None
+        return None, on_center, on_weight, on_bias, *[None] * 4
+
+
+def _size_back(codes, values, bias, sizes):
+    """Give the pre-codes of rows from those of rows divided by their sizes, if positive."""
+    shift = bias.index_select(0, codes.columns)
+    values = (values - shift) * sizes.index_select(0, codes.rows) + shift
+    positive = values > 0
+    if codes.kept is not None:
+        kept = codes.kept & positive
+        return SparseCodes(codes.indptr, codes.columns, codes.n_concepts, kept), values * kept
+    return codes.keep(positive), values[positive]
 
 
 class _Decode(torch.autograd.Function):
@@ -102,6 +117,7 @@ def encode(
     select: Select,
     workspace: Workspace,
     gradients: RowGradients | None = None,
+    sizes: Tensor | None = None,
 ) -> tuple[Tensor, SparseCodes]:
     """Encode rows with a linear encoder; keep what a function selects.
 
@@ -119,6 +135,9 @@ def encode(
         Where pre-codes are computed, in its precision; all else is computed in that of ``u``.
     gradients : RowGradients, optional
         Where the backward pass is to leave the gradient of ``weight``.
+    sizes : Tensor of shape (n,), optional
+        What rows are divided by before pre-codes are selected. Those selected are the ones
+        of the undivided rows, as far as they are positive.
 
     Returns
     -------
@@ -127,7 +146,7 @@ def encode(
     codes : SparseCodes
         Where they are.
     """
-    return _Encode.apply(u, center, weight, bias, select, workspace, gradients)
+    return _Encode.apply(u, center, weight, bias, select, workspace, gradients, sizes)
 
 
 def decode(codes: SparseCodes, values: Tensor, dictionary: Tensor, bias: Tensor) -> Tensor:

@@ -104,6 +104,8 @@ class SAEModule:
     screens = True
     # Whether each sample keeps its own largest codes, as at the start of a fit it may.
     per_sample = False
+    # Power of their size by which rows are divided where they share codes, see `row_sizes`.
+    relative = 0.0
     # Set where a step of the optimizer goes by rows: instead of gradients of matrices.
     row_gradients: RowGradients | None = None
 
@@ -193,6 +195,10 @@ class SAEModule:
         """Choose the active codes, shape (n, nb_concepts); here all of the encoder's."""
         return relu_codes
 
+    def row_sizes(self, c: Tensor) -> Tensor | None:
+        """Give what rows c, shape (n, n_features), are divided by where they share codes, if so."""
+        return None
+
     def encode_scaled(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Give ``(pre_codes, codes)``, each (n, nb_concepts), of scaled input (n, n_features)."""
         pre_codes, relu_codes = self.encoder(u - self.pre_bias)
@@ -270,7 +276,8 @@ class SAEModule:
         """
         linear, bias = self.linear_encoder, self.pre_bias
         weight, select, gradients = linear.weight, self.select_stored, self.row_gradients
-        pre_codes, codes = encode(u, bias, weight, linear.bias, select, workspace, gradients)
+        given = u, bias, weight, linear.bias, select, workspace, gradients
+        pre_codes, codes = encode(*given, self.row_sizes(u - bias))
         check(len(pre_codes), len(u) * codes.n_concepts)
         values = self.codes_of_stored(codes, pre_codes)
         return codes, pre_codes, values, *self.reconstruct_stored(codes, values, u, target)

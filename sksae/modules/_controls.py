@@ -122,10 +122,11 @@ class FrozenEncoderModule(ControlModule):
 
     def encode_scaled(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Give ``(pre_codes, codes)`` of scaled input; of the weights, the gain has a gradient."""
-        pre_codes, relu_codes = self.encoder(u - self.decoder_bias.detach())
+        c = u - self.decoder_bias.detach()
+        pre_codes, relu_codes = self.encoder(c)
         gain = self.log_gain.exp()
         pre_codes, relu_codes = pre_codes * gain, relu_codes * gain
-        return pre_codes, self.sparsify(pre_codes, relu_codes)
+        return pre_codes, self.share(c, pre_codes, relu_codes)
 
     # Beside `encode_scaled`, because `selects` asks for both in one class.
     def select_stored(self, pre_codes: Tensor) -> tuple[SparseCodes, Tensor]:
@@ -143,7 +144,8 @@ class FrozenEncoderModule(ControlModule):
         linear, bias = self.linear_encoder, self.decoder_bias.detach()
         select = self.select_stored
         with torch.no_grad():
-            stored, codes = encode(u, bias, linear.weight, linear.bias, select, workspace)
+            given = u, bias, linear.weight, linear.bias, select, workspace
+            stored, codes = encode(*given, sizes=self.row_sizes(u - bias))
         check(len(stored), len(u) * codes.n_concepts)
         pre_codes = stored * self.log_gain.exp()
         values = self.codes_of_stored(codes, pre_codes)

@@ -20,6 +20,8 @@ _SMALLEST_FACTOR = 1e-3
 _SMALLEST_OF_BATCH = 0.5
 # Active codes of a batch from which on it alone tells where the thresholds belong.
 _ENOUGH_CODES = 1024
+# Rows near the center are not made larger than that.
+_SMALLEST_SIZE = 1e-3
 # Rows that the momentum of BatchTopK's threshold is meant for.
 _MOMENTUM_ROWS = 1024
 # How much more a new threshold counts where training did not move the old one.
@@ -64,7 +66,8 @@ class BatchTopKModule(_Annealed, SAEModule, overcomplete_sae.BatchTopKSAE):
 
     The threshold, in scaled units, is a running mean over batches of the smallest code
     kept; it is NaN before the first training batch. While ``per_sample``, each sample keeps
-    its own ``top_k`` largest codes instead, and the threshold stays as it is.
+    its own ``top_k`` largest codes instead, and the threshold stays as it is. While
+    ``relative`` is positive, codes are ranked as if the rows' norms were nearer each other.
     """
 
     threshold_momentum: float
@@ -74,9 +77,35 @@ class BatchTopKModule(_Annealed, SAEModule, overcomplete_sae.BatchTopKSAE):
         super().__init__(n_features, nb_concepts, **params)
         self._buffer("running_threshold", torch.tensor(torch.nan))
 
+    @torch.no_grad()
+    def row_sizes(self, c: Tensor) -> Tensor | None:
+        """Give the norms of rows c over their root mean square, to the power of ``relative``."""
+        if not self.relative or self.per_sample or not self.training:
+            return None
+        norms = torch.linalg.vector_norm(c, dim=1)
+        mean = norms.square().mean().sqrt().clamp(min=torch.finfo(c.dtype).tiny)
+        return (norms / mean).clamp(min=_SMALLEST_SIZE) ** self.relative
+
+    def encode_scaled(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Give ``(pre_codes, codes)`` of scaled input."""
+        c = u - self.pre_bias
+        pre_codes, relu_codes = self.encoder(c)
+        return pre_codes, self.share(c, pre_codes, relu_codes)
+
+    def share(self, c: Tensor, pre_codes: Tensor, relu_codes: Tensor) -> Tensor:
+        """Choose the active codes of what the encoder gives for rows c."""
+        sizes = self.row_sizes(c)
+        if sizes is None:
+            return self.sparsify(pre_codes, relu_codes)
+        shift = self.linear_encoder.bias.detach() if self.has_linear_encoder else 0
+        resized = (pre_codes.detach() - shift) / sizes[:, None] + shift
+        return self._keep(relu_codes, self.rank(resized.clamp(min=0)))
+
     def sparsify(self, pre_codes: Tensor, relu_codes: Tensor) -> Tensor:
         """Keep the codes above the batch's threshold, or above the running one."""
-        ranked = self.rank(relu_codes.detach())
+        return self._keep(relu_codes, self.rank(relu_codes.detach()))
+
+    def _keep(self, relu_codes: Tensor, ranked: Tensor) -> Tensor:
         if self.per_sample:
             return _largest_of_rows(relu_codes, ranked, self.k())
         threshold = self._batch_threshold(ranked) if self.training else self.running_threshold
@@ -93,7 +122,7 @@ class BatchTopKModule(_Annealed, SAEModule, overcomplete_sae.BatchTopKSAE):
         During training the weights move on, and the running mean lags behind them.
         """
         weight = _weight_of_new(self, weight)
-        self.k_scale, self.per_sample = 1.0, False
+        self.k_scale, self.per_sample, self.relative = 1.0, False, 0.0
         codes = (self.rank(self.encoder(u - self.decoder_bias)[1]) for u in batches)
         threshold = mean_kth_largest(codes, self.top_k).to(self.running_threshold)
         self._mix(threshold, weight)

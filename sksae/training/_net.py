@@ -71,6 +71,8 @@ class SAENet(NeuralNet):
     topk_start : int
         Steps at the start in which each sample keeps its own largest codes, before all share
         them; penalties and the target for L0 wait until then.
+    relative_start : int
+        Steps over which the norms of samples come to count where samples share codes.
     l0_time : float
         Steps in which a target for L0 corrects the scale of the penalties, see `TargetL0`.
     backend : str
@@ -96,6 +98,7 @@ class SAENet(NeuralNet):
         sparsity_warmup=0,
         k_anneal=0,
         topk_start=0,
+        relative_start=0,
         l0_time=100.0,
         backend="auto",
         **kwargs,
@@ -113,6 +116,7 @@ class SAENet(NeuralNet):
         self.sparsity_warmup = sparsity_warmup
         self.k_anneal = k_anneal
         self.topk_start = topk_start
+        self.relative_start = relative_start
         self.l0_time = l0_time
         self.backend = backend
         super().__init__(*args, **kwargs)

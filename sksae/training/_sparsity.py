@@ -14,7 +14,8 @@ def set_sparsity(net, data: RowBatches) -> None:
 
     While ``net.topk_start`` steps last, each sample keeps its own codes and no penalty
     counts, which then grows from nothing. When they end, thresholds start at what keeps as
-    many codes of a sample of the rows.
+    many codes of a sample of the rows. Over ``net.relative_start`` steps the size of a sample
+    comes to count where samples share codes.
 
     Parameters
     ----------
@@ -30,6 +31,7 @@ def set_sparsity(net, data: RowBatches) -> None:
         module.finish(data.take(index) / module.input_scale for index in batches)
         module.train()
     module.per_sample = own
+    module.relative = 1 - ramp(step, net.relative_start)
     module.k_scale = 1 + (_K_START - 1) * (1 - ramp(step, net.k_anneal))
     share = 0.0 if own else ramp(step - net.topk_start, net.sparsity_warmup)
     net.criterion_.warmup = share
