@@ -58,9 +58,11 @@ def _is_served(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         prefers_onednn()
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
+        and all(t is None or _is_plain(t) for t in (x, weight, bias))
         and x.dim() > 1
         and weight.dim() == 2
-        and all(t is None or _is_plain(t) for t in (x, weight, bias))
+        and x.shape[-1] == weight.shape[1]
+        and (bias is None or bias.shape == weight.shape[:1])
     )
 
 
@@ -109,7 +111,7 @@ class FastLinear(TorchFunctionMode):
                 return _by_onednn(x, weight, bias)
         elif func is torch.addmm and len(args) == 3 and not kwargs:  # the layers of GPT-2
             bias, x, weight = args
-            if bias.dim() == 1 and _is_served(x, weight, bias):
+            if _is_served(x, weight.T, bias):
                 return _by_onednn(x, weight.T, bias)
         return func(*args, **kwargs)
 

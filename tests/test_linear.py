@@ -85,6 +85,12 @@ def test_what_is_left_alone(calls):
             assert F.linear(x[0], weight, bias).shape == (11,)
             assert F.linear(x, weight[0]).shape == (3,)
             assert F.linear(x[:0], weight, bias).shape == (0, 11)
+            one = bias[:1]
+            torch.testing.assert_close(torch.addmm(one, x, weight.T), one + x @ weight.T)
+            assert F.linear(x, weight, one).shape == (3, 11)
+            for wrong in (weight[:, :5], weight.T):
+                with pytest.raises(RuntimeError, match="shapes"):
+                    F.linear(x, wrong, bias)
             assert torch.addmm(y, x, weight.T, beta=0).shape == (3, 11)
             torch.testing.assert_close(torch.addmm(y, x, weight.T), y + x @ weight.T)
     assert not calls

@@ -195,8 +195,8 @@ class SAEModule:
         """Choose the active codes, shape (n, nb_concepts); here all of the encoder's."""
         return relu_codes
 
-    def row_sizes(self, c: Tensor) -> Tensor | None:
-        """Give what rows c, shape (n, n_features), are divided by where they share codes, if so."""
+    def row_sizes(self, u: Tensor) -> Tensor | None:
+        """Give what scaled rows, shape (n, n_features), are divided by where they share codes."""
         return None
 
     def encode_scaled(self, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -277,7 +277,7 @@ class SAEModule:
         linear, bias = self.linear_encoder, self.pre_bias
         weight, select, gradients = linear.weight, self.select_stored, self.row_gradients
         given = u, bias, weight, linear.bias, select, workspace, gradients
-        pre_codes, codes = encode(*given, self.row_sizes(u - bias))
+        pre_codes, codes = encode(*given, self.row_sizes(u))
         check(len(pre_codes), len(u) * codes.n_concepts)
         values = self.codes_of_stored(codes, pre_codes)
         return codes, pre_codes, values, *self.reconstruct_stored(codes, values, u, target)

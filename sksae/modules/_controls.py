@@ -122,11 +122,10 @@ class FrozenEncoderModule(ControlModule):
 
     def encode_scaled(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Give ``(pre_codes, codes)`` of scaled input; of the weights, the gain has a gradient."""
-        c = u - self.decoder_bias.detach()
-        pre_codes, relu_codes = self.encoder(c)
+        pre_codes, relu_codes = self.encoder(u - self.decoder_bias.detach())
         gain = self.log_gain.exp()
         pre_codes, relu_codes = pre_codes * gain, relu_codes * gain
-        return pre_codes, self.share(c, pre_codes, relu_codes)
+        return pre_codes, self.share(u, pre_codes, relu_codes)
 
     # Beside `encode_scaled`, because `selects` asks for both in one class.
     def select_stored(self, pre_codes: Tensor) -> tuple[SparseCodes, Tensor]:
@@ -145,7 +144,7 @@ class FrozenEncoderModule(ControlModule):
         select = self.select_stored
         with torch.no_grad():
             given = u, bias, linear.weight, linear.bias, select, workspace
-            stored, codes = encode(*given, sizes=self.row_sizes(u - bias))
+            stored, codes = encode(*given, sizes=self.row_sizes(u))
         check(len(stored), len(u) * codes.n_concepts)
         pre_codes = stored * self.log_gain.exp()
         values = self.codes_of_stored(codes, pre_codes)

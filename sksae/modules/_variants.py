@@ -78,23 +78,22 @@ class BatchTopKModule(_Annealed, SAEModule, overcomplete_sae.BatchTopKSAE):
         self._buffer("running_threshold", torch.tensor(torch.nan))
 
     @torch.no_grad()
-    def row_sizes(self, c: Tensor) -> Tensor | None:
-        """Give the norms of rows c over their root mean square, to the power of ``relative``."""
+    def row_sizes(self, u: Tensor) -> Tensor | None:
+        """Give the rows' norms over their root mean square, to the power of ``relative``."""
         if not self.relative or self.per_sample or not self.training:
             return None
-        norms = torch.linalg.vector_norm(c, dim=1)
-        mean = norms.square().mean().sqrt().clamp(min=torch.finfo(c.dtype).tiny)
+        norms = torch.linalg.vector_norm(u - self.pre_bias, dim=1)
+        mean = norms.square().mean().sqrt().clamp(min=torch.finfo(u.dtype).tiny)
         return (norms / mean).clamp(min=_SMALLEST_SIZE) ** self.relative
 
     def encode_scaled(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Give ``(pre_codes, codes)`` of scaled input."""
-        c = u - self.pre_bias
-        pre_codes, relu_codes = self.encoder(c)
-        return pre_codes, self.share(c, pre_codes, relu_codes)
+        pre_codes, relu_codes = self.encoder(u - self.pre_bias)
+        return pre_codes, self.share(u, pre_codes, relu_codes)
 
-    def share(self, c: Tensor, pre_codes: Tensor, relu_codes: Tensor) -> Tensor:
-        """Choose the active codes of what the encoder gives for rows c."""
-        sizes = self.row_sizes(c)
+    def share(self, u: Tensor, pre_codes: Tensor, relu_codes: Tensor) -> Tensor:
+        """Choose the active codes of what the encoder gives for scaled input."""
+        sizes = self.row_sizes(u)
         if sizes is None:
             return self.sparsify(pre_codes, relu_codes)
         shift = self.linear_encoder.bias.detach() if self.has_linear_encoder else 0
