@@ -4,6 +4,9 @@ With the residual ``e``, the pre-codes ``p = c W^T + b`` and the codes ``z`` of 
 concepts, the loss is ``|e - z D|^2 / |e|^2``. Its derivatives follow from ``r = z D - e``::
 
     by z  2 r D^T / |e|^2        by D  2 z^T r / |e|^2        by p  by z, times dz/dp
+
+Where most of the dead concepts are not among the k of a sample, all but the encoder's product
+goes by the stored codes alone.
 """
 
 from __future__ import annotations
@@ -11,8 +14,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _cpu
+from . import _cpu, _ops
+from ._codes import SparseCodes
+from ._screen import Workspace
 from ._threads import split
+
+# Dead concepts for each one used, from which on stored codes are faster, and rows whose
+# pre-codes are looked at together.
+_SPARSE_FROM = 4
+_BLOCK = 256
 
 
 def has_dead_loss(device: torch.device) -> bool:
@@ -51,24 +61,16 @@ def dead_loss(
         One number, with gradients to encoder and dictionary: the mean square of what is left
         of the residual divided by that of the residual; 0 where the residual is.
     """
-    return _DeadLoss.apply(c, *encoder, dictionary, target, x_hat, k, leak)
+    sums = _sums_of_stored if _SPARSE_FROM * k <= len(dictionary) else _sums
+    return _DeadLoss.apply(sums, c, *encoder, dictionary, target, x_hat, k, leak)
 
 
 class _DeadLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, c, weight, bias, dictionary, target, x_hat, k, leak):
+    def forward(ctx, sums, c, weight, bias, dictionary, target, x_hat, k, leak):
         parameters = [t.detach() for t in (weight, bias, dictionary)]
-        wanted, parts = ctx.needs_input_grad[1:4], {}
-
-        def work(start: int, stop: int) -> None:
-            rows = [t[start:stop] for t in (c, target, x_hat)]
-            with torch.no_grad():  # which is a matter of the thread
-                parts[start] = _part(rows, parameters, k, leak, wanted)
-
-        split(work, len(c))
-        # In the order of the rows, so that sums do not depend on which thread was first.
-        sums = [sum(each) for each in zip(*(parts[s] for s in sorted(parts)), strict=True)]
-        error, size, *gradients = sums
+        wanted = ctx.needs_input_grad[2:5]
+        error, size, *gradients = sums((c, target, x_hat), parameters, k, leak, wanted)
         tiny = torch.finfo(size.dtype).eps * target.numel()  # of rows of unit variance
         useful = size > tiny
         ctx.factor = torch.where(useful, 2 / size.clamp(min=tiny), 0)
@@ -78,8 +80,63 @@ class _DeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):
         factor = g * ctx.factor
-        pairs = zip(ctx.saved_tensors, ctx.needs_input_grad[1:4], strict=True)
-        return None, *(t * factor if wanted else None for t, wanted in pairs), *[None] * 4
+        pairs = zip(ctx.saved_tensors, ctx.needs_input_grad[2:5], strict=True)
+        return None, None, *(t * factor if wanted else None for t, wanted in pairs), *[None] * 4
+
+
+def _sums(rows, parameters, k: int, leak: float, wanted) -> list[Tensor]:
+    """Give the squares of r and e and, without 2 / |e|^2, the gradients."""
+    parts = {}
+
+    def work(start: int, stop: int) -> None:
+        with torch.no_grad():  # which is a matter of the thread
+            parts[start] = _part([t[start:stop] for t in rows], parameters, k, leak, wanted)
+
+    split(work, len(rows[0]))
+    # In the order of the rows, so that sums do not depend on which thread was first.
+    return [sum(each) for each in zip(*(parts[s] for s in sorted(parts)), strict=True)]
+
+
+def _sums_of_stored(rows, parameters, k: int, leak: float, wanted) -> list[Tensor]:
+    """Give what `_sums` gives, from the k codes of each row alone."""
+    (c, target, x_hat), (weight, bias, dictionary) = rows, parameters
+    norms = [torch.linalg.vector_norm(t, dim=1).max() for t in (c, weight)]
+    # Pre-codes are raised by as much as makes all of them positive.
+    raised = (norms[0] * norms[1] - bias.min()) * 1.001 + 1
+    if not raised.isfinite():
+        return _sums(rows, parameters, k, leak, wanted)
+    codes, pre = _largest(c, weight, bias + raised, k)
+    pre -= raised
+    slopes = torch.ones_like(pre).masked_fill_(pre <= 0, leak)
+    values, residual = pre * slopes, target - x_hat
+    nothing = residual.new_zeros(residual.shape[1])
+    _, off, by_codes = _ops.reconstruct(codes, values, dictionary, nothing, residual)
+    by_codes *= slopes
+    starts, of_concept, order = codes.by_concept
+
+    def summed(weights: Tensor, table: Tensor) -> Tensor:
+        return _ops.sum_rows(starts, of_concept, weights.index_select(0, order), table)
+
+    none = residual.new_zeros(())
+    return [
+        off.square().sum(),
+        residual.square().sum(),
+        summed(by_codes, c) if wanted[0] else none,
+        torch.zeros_like(bias).index_add_(0, codes.columns, by_codes) if wanted[1] else none,
+        summed(values, off) if wanted[2] else none,
+    ]
+
+
+def _largest(c: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[SparseCodes, Tensor]:
+    """Give the k largest pre-codes of each row, all of which are positive."""
+    workspace = Workspace(c.new_empty(_BLOCK, len(weight)), screen=True, constant=True)
+    columns, values = [], []
+    for block in c.split(_BLOCK):
+        found, above = _cpu.top_k(workspace.pre_codes(block, weight, bias), k)
+        columns.append(found.columns)
+        values.append(above)
+    indptr = torch.arange(len(c) + 1, dtype=torch.int32) * k
+    return SparseCodes(indptr, torch.cat(columns), len(weight)), torch.cat(values)
 
 
 def _part(rows, parameters, k: int, leak: float, wanted) -> tuple[Tensor, ...]:

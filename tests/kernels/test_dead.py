@@ -45,12 +45,46 @@ def n_threads(request):
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(("n", "n_dead", "k"), [(50, 40, 7), (7, 5, 9), (1, 1, 1), (33, 12, 12)])
+# The last four go by the stored codes alone.
+SIZES = [(50, 40, 7), (7, 5, 9), (1, 1, 1), (33, 12, 12)]
+SIZES += [(50, 300, 7), (600, 48, 12), (1, 4, 1), (300, 90, 1)]
+
+
+@pytest.mark.parametrize(("n", "n_dead", "k"), SIZES)
 def test_loss_and_gradients(n, n_dead, k, n_threads):
     (loss, expected), (gradients, plain_gradients) = both(batch(n, n_dead), k)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     for gradient, reference in zip(gradients, plain_gradients, strict=True):
         torch.testing.assert_close(gradient, reference, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("by", [-50.0, 50.0])
+def test_whatever_the_sign_of_the_pre_codes(by):
+    tensors = batch(20, 60)
+    with torch.no_grad():
+        tensors[2] += by
+    (loss, expected), (gradients, plain_gradients) = both(tensors, 6)
+    torch.testing.assert_close(loss, expected)
+    for gradient, reference in zip(gradients, plain_gradients, strict=True):
+        torch.testing.assert_close(gradient, reference, rtol=1e-8, atol=1e-10)
+
+
+def test_many_dead_concepts_in_float32():
+    """With pre-codes found in small integers, where the processor is made for them."""
+    tensors = batch(300, 1100, d=70, n_inputs=70, dtype=torch.float32)
+    (loss, expected), (gradients, plain_gradients) = both(tensors, 30)
+    torch.testing.assert_close(loss, expected)
+    for gradient, reference in zip(gradients, plain_gradients, strict=True):
+        assert (gradient - reference).norm() < 1e-3 * reference.norm()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("which", [0, 1, 2, 4])
+def test_what_is_not_finite_stays_so(value, which):
+    tensors = batch(20, 60)
+    with torch.no_grad():
+        tensors[which].view(-1)[0] = value
+    assert not compiled(*tensors, 6).isfinite()
 
 
 def test_in_float32_and_with_a_target_of_another_width():
