@@ -49,10 +49,11 @@ class MatryoshkaSAE(BatchTopKSAE):
     k_anneal : float or int, default=0.0
         As in `BatchTopKSAE`.
     relative_start : float or int, default=0.2
-        As in `BatchTopKSAE`.
+        As in `BatchTopKSAE`. Here it costs no F1, and found 10 % of the planted features instead
+        of 6 %.
     topk_start : float or int, default=0.0
         As in `BatchTopKSAE`. Both effects in its Notes are smaller here: with 0.8, 66 % of the
-        planted features were found instead of 6 %, and F1 fell from 0.88 to 0.86.
+        planted features were found instead of 10 %, and F1 fell from 0.89 to 0.86.
     **shared
         The parameters of `BaseSAE`.
 

@@ -39,7 +39,8 @@ class RowBatches:
     ----------
     X : ndarray or CSR matrix of shape (n_rows, n_features)
         Dense rows stay where they are, or move to a CUDA device whole where they take
-        less than half of its free memory; CSR rows become dense batch by batch.
+        less than half of its free memory; CSR rows become dense batch by batch. What stays
+        goes to a CUDA device through pinned memory, see `copied_ahead`.
     device : torch.device
     dtype : torch.dtype
     """
@@ -68,7 +69,15 @@ class RowBatches:
         else:
             key = index.numpy() if isinstance(index, Tensor) else index
             batch = torch.from_numpy(self.rows[key].toarray())
+        if self.copies:
+            batch = batch.pin_memory()
         return batch.to(self.device, self.dtype, non_blocking=True)
+
+    @property
+    def copies(self) -> bool:
+        """Whether each batch is copied to a CUDA device."""
+        on_host = not isinstance(self.rows, Tensor) or self.rows.device.type == "cpu"
+        return self.device.type == "cuda" and on_host
 
     def take_pair(self, index: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Give input and target of some rows; an autoencoder's target is its input."""
@@ -110,6 +119,11 @@ class SharedRows(RowBatches):
         super().__init__(X, device, dtype)
         self.last: tuple[Tensor, Tensor] | None = None
 
+    @property
+    def copies(self) -> bool:
+        """Never ahead: a net that is would read rows that the others do not want yet."""
+        return False
+
     def placed(self, order: Tensor) -> Tensor:
         """Give the order as it is: parts of it are compared on the CPU."""
         return order
@@ -145,6 +159,11 @@ class PairedRows(RowBatches):
         return self.inputs.take(index), self.targets.take(index)
 
     @property
+    def copies(self) -> bool:
+        """Whether each batch is copied to a CUDA device."""
+        return self.inputs.copies or self.targets.copies
+
+    @property
     def n_outputs(self) -> int:
         """Width of the targets."""
         return self.targets.shape[1]
@@ -171,6 +190,7 @@ class ColumnBlock(RowBatches):
     def __init__(self, data: RowBatches, columns: slice) -> None:
         self.data, self.columns = data, columns
         self.device, self.dtype = data.device, data.dtype
+        self.rows = data.rows
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -226,8 +246,39 @@ class BatchIterator:
         order = None
         if self.generator is not None:
             order = self.data.placed(torch.randperm(len(self.data), generator=self.generator))
-        for start, end in self.bounds():
-            yield self.data.take_pair(slice(start, end) if order is None else order[start:end])
+        slices = (slice(start, end) for start, end in self.bounds())
+        batches = (self.data.take_pair(s if order is None else order[s]) for s in slices)
+        return copied_ahead(batches, self.data.device) if self.data.copies else batches
+
+
+def copied_ahead(
+    batches: Iterator[tuple[Tensor, Tensor]], device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Give batches, each copied to a CUDA device while the one before it is worked on.
+
+    Parameters
+    ----------
+    batches : iterator of tuple of Tensor
+        Takes the rows from pinned memory, without waiting for the copy.
+    device : torch.device
+
+    Yields
+    ------
+    tuple of Tensor
+    """
+    side, main = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+
+    def begin() -> tuple[Tensor, Tensor] | None:
+        with torch.cuda.stream(side):
+            return next(batches, None)
+
+    coming = begin()
+    while coming is not None:
+        main.wait_stream(side)
+        batch, coming = coming, begin()
+        for tensor in batch:
+            tensor.record_stream(main)  # whose memory is the side's to use again
+        yield batch
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,119 @@
+"""Batches that are copied to a CUDA device while the one before is worked on, without one."""
+
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+
+from sksae.training._data import (
+    BatchIterator,
+    ColumnBlock,
+    PairedRows,
+    RowBatches,
+    SharedRows,
+    copied_ahead,
+)
+
+CUDA = torch.device("cuda")
+
+
+class Tensor:
+    """Stands for a tensor on the device."""
+
+    def __init__(self, number, log):
+        self.number, self.log = number, log
+
+    def record_stream(self, stream):
+        assert stream.name == "main"
+        self.log.append(("keep", self.number))
+
+
+class Stream:
+    def __init__(self, name, log):
+        self.name, self.log = name, log
+
+    def wait_stream(self, other):
+        assert (self.name, other.name) == ("main", "side")
+        self.log.append("wait")
+
+
+class Log(list):
+    """What the streams are asked for, and which of them is in use."""
+
+    current = "main"
+
+    @contextlib.contextmanager
+    def use(self, stream):
+        self.current = stream.name
+        yield
+        self.current = "main"
+
+
+@pytest.fixture
+def log(monkeypatch):
+    log = Log()
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("side", log))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(log.current, log))
+    monkeypatch.setattr(torch.cuda, "stream", log.use)
+    return log
+
+
+def batches(n, log):
+    for number in range(n):
+        log.append((f"copy on {log.current}", number))
+        yield Tensor(number, log), Tensor(number, log)
+
+
+def test_each_copy_begins_before_the_batch_before_it_is_given(log):
+    for x, y in copied_ahead(batches(3, log), CUDA):
+        assert x.number == y.number
+        log.append(("given", x.number))
+    expected = [("copy on side", 0)]
+    for number in range(3):
+        ahead = [("copy on side", number + 1)] if number < 2 else []
+        expected += ["wait", *ahead, ("keep", number), ("keep", number), ("given", number)]
+    assert log == expected
+    assert list(copied_ahead(batches(0, log), CUDA)) == []
+
+
+def test_an_error_in_a_copy_is_raised(log):
+    def broken():
+        yield from batches(1, log)
+        raise torch.OutOfMemoryError("no memory")
+
+    with pytest.raises(torch.OutOfMemoryError, match="no memory"):
+        list(copied_ahead(broken(), CUDA))
+
+
+@pytest.mark.parametrize("make", [np.asarray, sparse.csr_array])
+def test_what_is_copied(monkeypatch, make):
+    """Rows that do not fit on the device are, each batch through pinned memory."""
+    X = np.arange(12.0).reshape(6, 2)
+    cpu = RowBatches(make(X), torch.device("cpu"), torch.float32)
+    assert not cpu.copies and not PairedRows(cpu, cpu).copies
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (X.nbytes, X.nbytes))
+    rows = RowBatches(make(X), CUDA, torch.float32)
+    assert rows.copies and PairedRows(cpu, rows).copies
+    assert ColumnBlock(rows, slice(1)).copies and not SharedRows(make(X), CUDA, X.dtype).copies
+
+    pinned, moved = [], []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda t: pinned.append(t) or t)
+    monkeypatch.setattr(torch.Tensor, "to", lambda t, *args, **how: moved.append((args, how)) or t)
+    batch = rows.take(torch.tensor([4, 1]))
+    assert pinned == [batch] and moved[-1] == ((CUDA, torch.float32), {"non_blocking": True})
+    np.testing.assert_array_equal(batch.numpy(), X[[4, 1]])
+    cpu.take(torch.tensor([4, 1]))
+    assert len(pinned) == 1
+
+
+def test_the_iterator_copies_ahead(log, monkeypatch):
+    data = RowBatches(np.arange(10.0).reshape(5, 2), torch.device("cpu"), torch.float32)
+    plain = [x.tolist() for x, _ in BatchIterator(data, 2)]
+    assert not log
+    monkeypatch.setattr(RowBatches, "copies", True)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda t: t)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda t, stream: log.append("keep"))
+    assert [x.tolist() for x, _ in BatchIterator(data, 2)] == plain
+    assert log.count("wait") == len(plain)
