@@ -94,7 +94,10 @@ class _Reader:
 
 
 def _reference(cache: Any) -> Callable[[], Any]:
-    return (lambda: None) if cache is None else weakref.ref(cache)
+    try:
+        return weakref.ref(cache)
+    except TypeError:  # of None, and of a cache that is an empty list
+        return lambda: None
 
 
 def _goes_on(last: Pass, now: Pass) -> bool:

@@ -103,7 +103,7 @@ def test_the_power_falls_to_zero(start, steps):
     assert sae.module_.relative == 0
 
 
-def test_a_start_of_no_steps_is_batchtopk():
+def test_the_start_decides_what_is_learnt_and_is_there_by_default():
     X = np.random.default_rng(0).standard_normal((200, 6)) * np.linspace(0.1, 2, 200)[:, None]
     params = {"batch_size": 50, "nb_epochs": 4, "device": "cpu", "random_state": 0}
     fits = [BatchTopKSAE(M, top_k=K, relative_start=s, **params).fit(X) for s in (0, 0.5)]

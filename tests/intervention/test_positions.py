@@ -11,6 +11,7 @@ from transformers import MambaConfig, MambaForCausalLM
 from sksae import Extractor
 from sksae.intervention import Add, intervene
 from sksae.intervention._hooks import replacing
+from sksae.intervention._positions import _Reader
 
 N_NEW = 5
 EDIT = {3: Add(6.0)}
@@ -169,6 +170,22 @@ def test_other_ways_to_generate(tiny_llama, sae, kind):
         if kind == "beams":
             for named, counted in same:
                 assert torch.equal(run(named, use_cache=False), run(counted))
+
+
+class State:
+    """A cache without a length."""
+
+
+@pytest.mark.parametrize(("cache", "begin"), [(None, 0), ([], 0), ((), 0), (State(), WIDTH)])
+def test_only_a_state_that_comes_back_has_grown(cache, begin):
+    class Model(nn.Module):
+        def forward(self, input_ids, cache=None):
+            return input_ids
+
+    reader, ids = _Reader(Model()), torch.tensor(PROMPTS[:1])
+    assert reader.read((ids,), {"cache": cache}).begin == 0
+    assert reader.read((ids[:, :1],), {"cache": cache}).begin == begin
+    assert reader.read((ids,), {"cache": State()}).begin == 0
 
 
 @pytest.mark.parametrize("positions", ["generated", "last", "prompt", [WIDTH + 1]])
