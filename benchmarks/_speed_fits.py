@@ -47,7 +47,7 @@ def overcomplete(job, X, clock):
         return (x - x_hat).square().mean()
 
     penalised = job["variant"] in ("jumprelu", "vanilla")
-    train = library.train_sae_amp if device == "cuda" else library.train_sae
+    train = library.train.train_sae_amp if device == "cuda" else library.train_sae
     with contextlib.suppress(Enough):
         train(
             sae,
@@ -68,7 +68,10 @@ def _overcomplete_encode(sae, job):
 
 
 def interpreto(job, X, clock):
-    """Time ``fit`` of the explainer, which makes a DataLoader of the activations."""
+    """Time ``fit`` of the explainer, which makes a DataLoader of the activations.
+
+    In float32: with ``use_amp`` its autocast refuses the device that the explainer has.
+    """
     from interpreto.concepts.methods import overcomplete as methods
     from interpreto.concepts.splitters import BaseSplitter
     from torch.utils.data import DataLoader
@@ -98,9 +101,7 @@ def interpreto(job, X, clock):
     sizes = {"nb_concepts": job["m"], "device": job["device"]}
     explainer = getattr(methods, name)(Nothing(), **sizes, **own)
     with contextlib.suppress(Enough):
-        explainer.fit(
-            X, batch_size=job["b"], nb_epochs=_epochs(job, X), use_amp=job["device"] == "cuda"
-        )
+        explainer.fit(X, batch_size=job["b"], nb_epochs=_epochs(job, X))
     return {}, _overcomplete_encode(explainer.concept_model, job)
 
 

@@ -31,8 +31,10 @@ def bare(job, X, clock):
     """Time what a step needs and nothing else: no skorch, no scikit-learn, no history.
 
     Batches, moving of outliers, forward pass, loss, gradients, optimizer, unit norms, and the
-    counts by which AuxK knows the dead.
+    counts by which AuxK knows the dead. On a GPU repeated from a record, as in a fit.
     """
+    if job["device"] == "cuda":
+        return _bare_on_cuda(job, X, clock)
     from sksae.kernels import Workspace
 
     sae = settled(job, X)
@@ -57,12 +59,33 @@ def bare(job, X, clock):
     return _notes(sae) | peak(), None
 
 
+def _bare_on_cuda(job, X, clock):
+    from sksae.training._recorded import RecordedSteps
+    from sksae.training._stored import StoredSteps
+
+    sae = settled(job, X)
+    net, module = sae.net_, sae.module_.train()
+    for group in net.optimizer_.param_groups:
+        group["lr"] = net.lr / 4
+    net.stored_steps_ = StoredSteps(net)
+    recorded, dead_after = RecordedSteps(net), _dead_after(job, len(X))
+    batches = Batches(X, job["b"], 0).epochs(n_epochs(job, len(X)))
+    with contextlib.suppress(Enough):
+        for x in clock.watch(batches):
+            recorded.step(x, x) or net.take_step(x, x)
+            if clock.n_requests % 16 == 0:
+                module.find_dead(dead_after)
+    net.stored_steps_.close()
+    module.eval()
+    return _notes(sae) | peak(), None
+
+
 def _descend(net, loss, workspace):
     """Take the optimizer's step, as the net does: by rows where that is possible."""
     module = net.module_
     loss.backward()
     if module.row_gradients is not None:
-        module.row_gradients.step(module.row_parameters(), net.optimizer_, workspace)
+        module.row_gradients.step(module.row_parameters(), net.optimizer_)
     net.optimizer_.step()
     module.after_step()
     module.row_gradients = None

@@ -6,7 +6,9 @@ It stays for the whole run, so that a library is imported once. Whatever the lib
 goes to standard error.
 """
 
+import contextlib
 import gc
+import importlib
 import json
 import os
 import sys
@@ -16,7 +18,7 @@ from statistics import fmean
 
 import torch
 from _peer_data import warm_up
-from _peers import DISTRIBUTIONS, version
+from _peers import DISTRIBUTIONS, MODULES, version
 from _speed_tools import Clock, forget_peak, optimizer_ms, peak, product_ms, repeat, rows
 
 
@@ -105,6 +107,9 @@ def main():
     warnings.simplefilter("ignore")
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    library = sys.argv[1].partition("-")[0]
+    with contextlib.suppress(Exception):  # a job will tell
+        importlib.import_module(MODULES.get(library, library))
     for line in sys.stdin:
         answers.write(json.dumps(answer(sys.argv[1], json.loads(line))) + "\n")
         answers.flush()

@@ -136,6 +136,10 @@ def job_of(case, args):
 def run(args, workers, report):
     """Measure every case in rounds; pass each result on."""
     deadline = time.monotonic() + 60 * args.minutes if args.minutes else float("inf")
+    if args.device == "cuda":  # all at once, where there are cores for it
+        named = {c for _, able in entries(args.cases, args.libraries) for c in able}
+        for competitor in sorted(named):
+            start(workers, competitor, args)
     for case, competitors in entries(args.cases, args.libraries):
         for turn in range(args.rounds):
             for competitor in competitors:
@@ -154,11 +158,17 @@ def ask(workers, competitor, job, timeout, args):
     """Ask a competitor's process, which is started if need be."""
     worker = workers.get(competitor)
     if worker is None or worker.process.poll() is not None:
-        python = interpreter(competitor, args.envs)
-        if python is None:
-            return {"error": "not installed"}
-        worker = workers[competitor] = Worker(competitor, python, args.threads, args.device)
-    return worker.ask(job, timeout)
+        worker = start(workers, competitor, args)
+    return {"error": "not installed"} if worker is None else worker.ask(job, timeout)
+
+
+def start(workers, competitor, args):
+    """Start a competitor's process, which imports its library; give None if it is not there."""
+    python = interpreter(competitor, args.envs)
+    if python is None:
+        return None
+    workers[competitor] = Worker(competitor, python, args.threads, args.device)
+    return workers[competitor]
 
 
 def about(args):

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import subprocess
 import sys
 from copy import deepcopy
@@ -9,6 +10,8 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
+from skorch.callbacks import Callback
 
 from sksae import (
     ArchetypalSAE,
@@ -23,7 +26,8 @@ from sksae import (
 )
 from sksae.datasets import make_activations
 from sksae.intervention import spliced_loss
-from sksae.kernels import _cuda, _gathers
+from sksae.kernels import RowGradients, Workspace, _cuda, _gathers, steps_by_rows
+from sksae.modules import TopKModule
 from sksae.training import SAENet
 from sksae.training._data import RowBatches
 from sksae.training._totals import EpochTotals
@@ -32,6 +36,8 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
+
+_triton = pytest.importorskip("sksae.kernels._triton")
 
 VARIANTS = [
     VanillaSAE,
@@ -43,6 +49,8 @@ VARIANTS = [
     MatchingPursuitSAE,
     ArchetypalSAE,
 ]
+
+ON_STORED_CODES = [cls for cls in VARIANTS if cls is not MatchingPursuitSAE]
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +65,14 @@ def make(cls, **params):
 
 @pytest.mark.parametrize("cls", VARIANTS)
 def test_auto_is_cuda_and_equals_the_cpu(cls, X):
-    """In float64, so that rounding does not decide which code is active."""
-    wide = X.astype(np.float64)
-    gpu, cpu = make(cls).fit(wide), make(cls, device="cpu").fit(wide)
+    """In float64, so that rounding does not decide which code is active.
+
+    Without AuxK: a CUDA device is asked for the dead concepts at every sixteenth step only.
+    """
+    wide, params = X.astype(np.float64), {"auxk_coefficient": 0.0}
+    gpu, cpu = make(cls, **params).fit(wide), make(cls, device="cpu", **params).fit(wide)
     assert gpu.module_.decoder_bias.device.type == "cuda"
-    assert "cuda" in gpu.backend_
+    assert "on cuda" in gpu.backend_
     np.testing.assert_allclose(gpu.components_, cpu.components_, atol=1e-6)
     codes = gpu.transform(wide).toarray()
     np.testing.assert_allclose(codes, cpu.transform(wide).toarray(), atol=1e-5)
@@ -166,7 +177,7 @@ def test_losses_are_those_of_the_cpu(tiny_llama, byte_tokenizer):
 # -- stored codes ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cls", VARIANTS)
+@pytest.mark.parametrize("cls", ON_STORED_CODES)
 def test_fifty_steps_on_stored_codes_are_those_of_plain_torch(cls, X):
     """In float64, so that rounding does not decide which code is active."""
     wide, params = X.astype(np.float64), {"nb_epochs": 7, "device": "cuda"}
@@ -184,7 +195,7 @@ def test_fifty_steps_on_stored_codes_are_those_of_plain_torch(cls, X):
 
 
 @pytest.mark.parametrize("use_amp", [False, "bf16", "fp16"])
-@pytest.mark.parametrize("cls", VARIANTS)
+@pytest.mark.parametrize("cls", ON_STORED_CODES)
 def test_stored_codes_in_single_and_half_precision(cls, use_amp, X):
     params = {"device": "cuda", "use_amp": use_amp}
     slow, fast = (make(cls, backend=b, **params).fit(X) for b in ("reference", "cuda"))
@@ -196,9 +207,26 @@ def test_stored_codes_in_single_and_half_precision(cls, use_amp, X):
 def test_kernels_are_chosen_by_size(X):
     backends = [
         TopKSAE(m, top_k=k, nb_epochs=1, random_state=0).fit(X).backend_
-        for m, k in ((4096, 32), (4096, 64), (512, 4))
+        for m, k in ((256, 8), (256, 9), (255, 4))
     ]
     assert [b.split()[0] for b in backends] == ["cuda", "reference", "reference"]
+
+
+@pytest.mark.parametrize("cls", [TopKSAE, BatchTopKSAE, JumpReLUSAE, VanillaSAE])
+def test_pre_codes_found_in_bfloat16(cls):
+    """The same as those of the product in float32, in training (TopK) and after it."""
+    X = np.random.default_rng(0).normal(size=(4096, 96)).astype(np.float32)
+    params = {"top_k": 16} if "top_k" in cls().get_params() else {"target_l0": 16}
+    sae = cls(8192, batch_size=1024, nb_epochs=12, random_state=0, **params)
+    fast, slow = sae.fit(X), clone(sae).set_params(backend="reference").fit(X)
+    assert fast.backend_.startswith("cuda (stored codes only, Triton, large pre-codes found in b")
+    unsure = re.search(r"without certainty for (\d+) rows", fast.backend_)
+    assert unsure is None or int(unsure[1]) < 50  # of 49,152
+    assert fast.score(X) == pytest.approx(slow.score(X), abs=0.02)
+    ours = fast.transform(X)
+    theirs = fast.set_params(backend="reference").transform(X)
+    assert ours.nnz == pytest.approx(theirs.nnz, rel=1e-4)  # of what rounding decides
+    assert abs(ours - theirs).max() < 1e-2 and abs(ours - theirs).mean() < 1e-7
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -209,6 +237,60 @@ def test_top_k(n, m, k, dtype):
     assert torch.equal(values.reshape(n, k).sort().values, pre.relu().topk(k).values.flip(1))
     kept = codes.dense(values)
     assert torch.equal(kept, pre * (kept > 0))
+
+
+@pytest.mark.parametrize("block", [4, 256])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("d", [3, 384, 768, 1100])
+def test_a_step_by_rows(d, dtype, block, monkeypatch):
+    """Beside autograd and torch's Adam in float64; in bfloat16 with rounded tables."""
+    monkeypatch.setattr(_triton, "_BLOCK", block)
+    n, m, k, half = 300, 200, 20, dtype == torch.bfloat16
+    number = torch.float32 if half else dtype
+    u = torch.randn(n, d, device="cuda", dtype=number)
+    modules = [TopKModule(d, m, top_k=k).cuda().to(t).train() for t in (number, torch.float64)]
+    modules[1].load_state_dict(modules[0].state_dict())
+    optimizers = [torch.optim.Adam(x.parameters(), lr=1e-3, eps=1e-3, fused=True) for x in modules]
+    assert steps_by_rows(optimizers[0])
+    workspace = Workspace(torch.empty(n, m, device="cuda", dtype=dtype))
+    for _ in range(4):
+        modules[0].row_gradients = gradients = RowGradients()
+        *_, (u_hat,), error = modules[0].forward_sparse(u, workspace, lambda *sizes: None)
+        optimizers[0].zero_grad()
+        error.backward()
+        gradients.step(modules[0].row_parameters(), optimizers[0])
+        optimizers[0].step()
+        modules[0].after_step()
+        _, _, plain, _ = modules[1].forward_scaled(u.double())
+        optimizers[1].zero_grad()
+        (plain - u).square().mean().backward()
+        optimizers[1].step()
+        modules[1].after_step()
+    # Rounding to bfloat16 decides about some codes.
+    # Rows have unit norm to 1e-8, which one takes for exact and the other does not.
+    tolerance = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float64: 1e-8}[dtype]
+    for ours, theirs in zip(modules[0].parameters(), modules[1].parameters(), strict=True):
+        off = (ours - theirs).abs()
+        assert half or off.max() < tolerance
+        assert off.mean() < tolerance / 10
+    assert (u_hat - plain).abs().mean() < 10 * tolerance * plain.std()
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("d", [3, 128, 768, 1100])
+def test_rows_at_a_time(d, dtype, tolerance):
+    n, m, k = 200, 500, 33
+    pre, target, table = (
+        torch.randn(*s, device="cuda", dtype=dtype) for s in ((n, m), (n, d), (m, d))
+    )
+    bias, limit = target[0].clone(), target.new_tensor(d**0.5)
+    codes, values = _cuda.top_k(pre, k)
+    given = codes, values, table, bias, target
+    for ours, plain in zip(_cuda.reconstruct(*given), _gathers.reconstruct(*given), strict=True):
+        assert torch.allclose(ours, plain, rtol=10 * tolerance, atol=d * tolerance)
+    given = target, limit / 7, bias, limit
+    ours, plain = (x.scale_rows(*given) for x in (_cuda, _gathers))
+    assert torch.allclose(ours, plain, atol=tolerance)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.float64, 1e-12)])
@@ -230,10 +312,70 @@ def test_sums_and_products(d, dtype, tolerance):
     assert torch.allclose(ours, plain, atol=tolerance)
 
 
+@pytest.fixture
+def n_repeated(monkeypatch):
+    """How often a recorded step was repeated, in a list."""
+    n, replay = [0], torch.cuda.CUDAGraph.replay
+
+    def count(graph):
+        n[0] += 1
+        replay(graph)
+
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", count)
+    return n
+
+
+@pytest.mark.parametrize("params", [{}, {"auxk_coefficient": 0.0}, {"dead_after": 300}])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("cls", [TopKSAE, BatchTopKSAE])
+def test_repeated_steps_are_those_taken_one_by_one(cls, dtype, params, X, n_repeated, monkeypatch):
+    """With other rows, learning rates, dead concepts and a smaller last batch in each epoch."""
+    wide, params = X.astype(dtype), {"backend": "cuda", "nb_epochs": 20} | params
+    repeated = make(cls, **params).fit(wide)
+    assert n_repeated[0] > 20
+    monkeypatch.setattr("sksae.training._recorded._STEADY", 10**9)
+    n_repeated[0] = 0
+    plain = make(cls, **params).fit(wide)
+    assert n_repeated[0] == 0
+    assert repeated.n_steps_ == plain.n_steps_ == 160
+    assert repeated.backend_ == plain.backend_
+    # Sums over the rows are made in no fixed order, and what fires is decided by rounding.
+    tolerance = {"atol": 1e-7} if dtype == np.float64 else {"atol": 0.02}
+    for key in ("train_loss", "l0", "explained_variance", "dead_fraction"):
+        np.testing.assert_allclose(repeated.history_[:, key], plain.history_[:, key], **tolerance)
+    if dtype == np.float64:
+        np.testing.assert_allclose(repeated.components_, plain.components_, atol=1e-6)
+
+
+@pytest.mark.parametrize("cls", [TopKSAE, BatchTopKSAE])
+def test_repeated_steps_in_bfloat16(cls, X, n_repeated, monkeypatch):
+    params = {"backend": "cuda", "use_amp": "bf16", "nb_epochs": 20, "dead_after": 300}
+    repeated = make(cls, **params).fit(X)
+    assert n_repeated[0] > 20
+    monkeypatch.setattr("sksae.training._recorded._STEADY", 10**9)
+    assert repeated.score(X) == pytest.approx(make(cls, **params).fit(X).score(X), abs=0.02)
+
+
+def test_weights_that_a_callback_changes_are_seen_by_repeated_steps(X, n_repeated, monkeypatch):
+    class Grow(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            net.module_.linear_encoder.weight.data *= 1.5
+
+    params = {"backend": "cuda", "use_amp": "bf16", "nb_epochs": 6, "callbacks": [Grow()]}
+    repeated = make(TopKSAE, **params).fit(X)
+    assert n_repeated[0] > 10
+    monkeypatch.setattr("sksae.training._recorded._STEADY", 10**9)
+    plain = make(TopKSAE, **params).fit(X)
+    losses = [sae.history_[:, "train_loss"] for sae in (repeated, plain)]
+    np.testing.assert_allclose(*losses, rtol=0.05)
+
+
+@pytest.mark.parametrize("steady", [2, 10**9])
 @pytest.mark.parametrize("use_amp", [False, "bf16"])
 @pytest.mark.parametrize("cls", [TopKSAE, BatchTopKSAE])
-def test_steps_do_not_wait_for_the_device(cls, use_amp, X, monkeypatch):
+def test_steps_do_not_wait_for_the_device(cls, use_amp, steady, X, monkeypatch):
     """But every sixteenth, which lists the dead concepts."""
+    monkeypatch.setattr("sksae.training._recorded._STEADY", steady)
     checked = {"train_step": 0, "take": 0, "add": 0}
 
     def check(owner, name, applies):

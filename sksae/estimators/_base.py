@@ -144,9 +144,10 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         "cuda" touch only the codes that are stored, apart from the encoder's product, with
         the same results, on that kind of device and whatever the sizes; what they do not
         serve (another criterion, encoder or dictionary, ``use_amp`` on the CPU) runs in
-        plain torch, as ``backend_`` says. "auto" is "cpu" where that is faster, and plain
-        torch on other devices. On processors with fast products of 8-bit integers, "cpu"
-        finds the large pre-codes in those first, and computes only them in float32.
+        plain torch, as ``backend_`` says. "auto" is one of the two where that is faster, and
+        plain torch on other devices. On processors with fast products of 8-bit integers,
+        "cpu" finds the large pre-codes in those first, and computes only them in float32;
+        "cuda" finds them in bfloat16.
     sparse_output : bool, default=True
         Whether `transform` gives CSR or an ndarray.
     random_state : int, RandomState instance or None, default=None

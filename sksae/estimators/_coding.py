@@ -35,9 +35,10 @@ class Coder:
         """Give the active codes of a block (n, n_features) and their values, in input units."""
         if self.selects:
             codes, values = self.module.encode_sparse(x, self._pre_codes(len(x)))
-            if codes.kept is None:
-                return codes, values
-            return codes.keep(codes.kept), values[codes.kept]
+            if codes.kept is not None:
+                codes, values = codes.keep(codes.kept), values[codes.kept]
+            # On the CPU whoever builds a matrix sorts them all at once.
+            return (codes, values) if self.device.type == "cpu" else codes.ascending(values)
         dense = self.encode_dense(x)
         active = dense != 0
         columns = active.nonzero()[:, 1].int()

@@ -26,7 +26,7 @@ Select = Callable[[Tensor], tuple[SparseCodes, Tensor]]
 class _Encode(torch.autograd.Function):
     @staticmethod
     def forward(ctx, u, center, weight, bias, select, workspace, gradients, sizes):
-        c = u - center
+        c = _centered(u, center, workspace, gradients)
         if sizes is None:
             codes, values = select(workspace.pre_codes(c, weight, bias))
         else:
@@ -34,7 +34,7 @@ class _Encode(torch.autograd.Function):
             codes, values = _size_back(*select(resized), bias, sizes)
         ctx.save_for_backward(c, weight)
         ctx.codes, ctx.gradients = codes, gradients
-        return values.to(c.dtype), codes
+        return values.to(weight.dtype), codes
 
     @staticmethod
     def backward(ctx, slopes, _codes):
@@ -47,6 +47,14 @@ class _Encode(torch.autograd.Function):
         on_bias = weight.new_zeros(len(weight)).index_add_(0, ctx.codes.columns, slopes)
         on_center = -(on_bias @ weight) if ctx.needs_input_grad[1] else None
         return None, on_center, on_weight, on_bias, *[None] * 4
+
+
+def _centered(u, center, workspace, gradients):
+    """Give ``u - center``, in the product's precision where the optimizer steps by rows."""
+    if gradients is None:
+        return u - center
+    gradients.workspace = workspace
+    return torch.sub(u, center, out=u.new_empty(u.shape, dtype=workspace.memory.dtype))
 
 
 def _size_back(codes, values, bias, sizes):
@@ -79,12 +87,13 @@ class _Decode(torch.autograd.Function):
 class _Reconstruct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values, dictionary, bias, codes, target, gradients):
-        x_hat, error, slopes = _ops.reconstruct(codes, values, dictionary, bias, target)
+        table = dictionary if gradients is None else gradients.rounded(dictionary)
+        given = codes, values, table, bias, target
+        x_hat, error, slopes, squares = _ops.reconstruct(*given)
         ctx.save_for_backward(values, dictionary, error, slopes)
         ctx.codes, ctx.gradients = codes, gradients
         ctx.mark_non_differentiable(x_hat)
-        flat = error.flatten()
-        return x_hat, flat.dot(flat) / flat.numel()
+        return x_hat, squares / error.numel()
 
     @staticmethod
     def backward(ctx, _x_hat, g):
@@ -94,7 +103,7 @@ class _Reconstruct(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             on_dictionary = _summed(ctx, "dictionary", values * factor, error, dictionary)
         on_target = -factor * error if ctx.needs_input_grad[4] else None
-        on_bias = error.sum(dim=0) * factor
+        on_bias = error.sum(dim=0, dtype=values.dtype) * factor
         return slopes * factor, on_dictionary, on_bias, None, on_target, None
 
 

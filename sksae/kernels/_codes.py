@@ -23,17 +23,27 @@ class SparseCodes:
     kept : Tensor of bool, shape (n_stored,), optional
         Where not all entries are codes, which of them are. The others have the value 0 and
         no gradient; they fill a layout whose size is known without reading the device.
+    per_row : int, optional
+        Number of entries of each row, where it is the same for all.
     """
 
     def __init__(
-        self, indptr: Tensor, columns: Tensor, n_concepts: int, kept: Tensor | None = None
+        self,
+        indptr: Tensor,
+        columns: Tensor,
+        n_concepts: int,
+        kept: Tensor | None = None,
+        per_row: int | None = None,
     ) -> None:
         self.indptr, self.columns, self.n_concepts = indptr, columns, n_concepts
-        self.kept = kept
+        self.kept, self.per_row = kept, per_row
 
     @functools.cached_property
     def rows(self) -> Tensor:
         """Row of each entry, int32."""
+        if self.per_row is not None:
+            entries = torch.arange(len(self.columns), dtype=torch.int32, device=self.columns.device)
+            return entries // self.per_row
         counts = self.indptr.diff()
         rows = torch.arange(len(counts), dtype=torch.int32, device=counts.device)
         return rows.repeat_interleave(counts, output_size=len(self.columns))
@@ -43,19 +53,31 @@ class SparseCodes:
         """The entries sorted by concept: ``(starts, rows, order)``.
 
         Concept j has the entries ``starts[j]`` to ``starts[j + 1]`` of the sorted ones,
-        which lie in ``rows``; ``order`` gives their positions among the unsorted.
+        which lie in ``rows``; ``order`` gives their positions among the unsorted. Entries
+        that are no codes come after those of the last concept.
         """
-        if self.columns.device.type == "cpu":
+        if self.columns.device.type == "cpu" and self.kept is None:
             from ._cpu import by_concept
 
             if (found := by_concept(self)) is not None:
                 return found
-        sorted_columns, order = self.columns.sort(stable=True)
-        concepts = torch.arange(
-            self.n_concepts + 1, dtype=torch.int32, device=sorted_columns.device
-        )
-        starts = torch.searchsorted(sorted_columns, concepts, out_int32=True)
+        concepts, order = self.sorted_concepts
+        each = torch.arange(self.n_concepts + 1, dtype=torch.int32, device=concepts.device)
+        starts = torch.searchsorted(concepts, each, out_int32=True)
+        if self.per_row is not None:
+            return starts, (order // self.per_row).int(), order
         return starts, self.rows.index_select(0, order), order
+
+    @functools.cached_property
+    def sorted_concepts(self) -> tuple[Tensor, Tensor]:
+        """Concepts of the sorted entries, and where these are among the unsorted.
+
+        Of what is no code the concept is ``n_concepts``.
+        """
+        columns = self.columns
+        if self.kept is not None:
+            columns = torch.where(self.kept, columns, self.n_concepts)
+        return columns.sort(stable=True)
 
     def split_at(self, ends: Sequence[int]) -> SparseCodes:
         """Give the same entries with a row for every row and group of concepts.
@@ -87,10 +109,16 @@ class SparseCodes:
 
     def fired(self, values: Tensor) -> Tensor:
         """Tell for each concept whether one of its values is not 0, shape (n_concepts,)."""
+        if self.kept is not None:  # what the backward pass needs too
+            return self.by_concept[0].diff() > 0
         # A mask as an index would read the device; what is 0 goes to one place more.
         at = torch.where(values != 0, self.columns, self.n_concepts).long()
         fired = torch.zeros(self.n_concepts + 1, dtype=torch.bool, device=values.device)
         return fired.index_fill_(0, at, True)[:-1]
+
+    def n_active(self, values: Tensor) -> Tensor:
+        """Give how many values are not 0, one number."""
+        return torch.count_nonzero(values) if self.kept is None else self.by_concept[0][-1]
 
     def dense(self, values: Tensor) -> Tensor:
         """Give the codes as a dense tensor (n, n_concepts)."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import _gathers
 from ._codes import SparseCodes, indptr_of
-from ._gathers import TINY, sum_rows
+from ._gathers import TINY, sum_of_squares, sum_rows
 from ._screen import Screened
 from ._threads import split
 
@@ -218,7 +218,7 @@ def products(codes: SparseCodes, rows: Tensor, dictionary: Tensor) -> Tensor:
 
 def reconstruct(
     codes: SparseCodes, values: Tensor, dictionary: Tensor, bias: Tensor, target: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Decode stored codes and compare the result with a target.
 
     Parameters
@@ -234,9 +234,11 @@ def reconstruct(
     x_hat : Tensor of shape (n, d)
         The reconstruction.
     error : Tensor of shape (n, d)
-        It minus the target.
+        It minus the target, in the precision of the dictionary.
     slopes : Tensor of shape (n_stored,)
         `products` of the error and the dictionary.
+    squares : Tensor of shape ()
+        Sum of the squares of the error.
     """
     if compiled() is None:
         return _gathers.reconstruct(codes, values, dictionary, bias, target)
@@ -246,7 +248,7 @@ def reconstruct(
     arrays = [x.contiguous().numpy() for x in given]
     arrays += [x.numpy() for x in (x_hat, error, slopes)]
     split(lambda a, b: step_loops().reconstruct(*arrays, a, b), len(target), 4)
-    return x_hat, error, slopes
+    return x_hat, error, slopes, sum_of_squares(error)
 
 
 def scale_rows(x: Tensor, scale: Tensor, center: Tensor, limit: Tensor) -> Tensor:

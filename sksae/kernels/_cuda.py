@@ -16,10 +16,13 @@ from torch import Tensor
 
 from . import _gathers
 from ._codes import SparseCodes
-from ._gathers import above, scale_rows, unit_rows_
+from ._gathers import unit_rows_
+from ._half import HalfScreened
 
 __all__ = [
     "above",
+    "adam_",
+    "adam_rows_",
     "largest",
     "name",
     "products",
@@ -57,27 +60,41 @@ def name() -> str:
     return f"stored codes only, {_find()[1]}"
 
 
-def top_k(pre: Tensor, k: int) -> tuple[SparseCodes, Tensor]:
+def top_k(pre: Tensor | HalfScreened, k: int) -> tuple[SparseCodes, Tensor]:
     """Select the k largest positive entries of each row; see `_cpu.top_k`.
 
     Each row has k entries, of which ``kept`` are codes.
     """
+    if isinstance(pre, HalfScreened):
+        chosen = pre.top_k(k)
+        return top_k(pre.dense(), k) if chosen is None else chosen
     kernels, (n, m) = compiled(), pre.shape
-    if kernels is not None and m <= kernels.WIDEST and pre.dtype != torch.float64:
+    if kernels is not None and kernels.has_top_k(m, k) and pre.dtype != torch.float64:
         columns, values = kernels.top_k(pre, k)
     else:
         values, columns = pre.topk(k, dim=1, sorted=False)
         values, columns = values.relu(), columns.int()
     values, indptr = values.flatten(), torch.arange(n + 1, dtype=torch.int32, device=pre.device)
-    return SparseCodes(indptr * k, columns.flatten(), m, values > 0), values
+    return SparseCodes(indptr * k, columns.flatten(), m, values > 0, k), values
 
 
-def largest(pre: Tensor, n_kept: int, expected: Tensor) -> tuple[SparseCodes, Tensor, Tensor]:
+def above(pre: Tensor | HalfScreened, cut: Tensor) -> tuple[SparseCodes, Tensor]:
+    """Select the entries that exceed a cut; see `_cpu.above`."""
+    if isinstance(pre, HalfScreened):
+        chosen = pre.above(cut)
+        return above(pre.dense(), cut) if chosen is None else chosen
+    return _gathers.above(pre, cut)
+
+
+def largest(
+    pre: Tensor | HalfScreened, n_kept: int, expected: Tensor
+) -> tuple[SparseCodes, Tensor, Tensor]:
     """Select the largest positive entries of all rows together; see `_cpu.largest`.
 
     There is place for as many entries equal to the cut as there are rows, so for those
     of one concept in a batch of equal rows; what is more is dropped. ``expected`` is not used.
     """
+    pre = pre.dense() if isinstance(pre, HalfScreened) else pre
     n, m = pre.shape
     values, at = pre.flatten().topk(min(n_kept + n, pre.numel()), sorted=False)
     cut = values.topk(n_kept, sorted=False).values.min().clamp(min=0)
@@ -104,10 +121,33 @@ def remove_parallel_(gradient: Tensor, dictionary: Tensor) -> None:
     (compiled() or _gathers).remove_parallel_(gradient, dictionary)
 
 
+def _for_rows(d: int) -> ModuleType:
+    """Give the kernels whose programs hold whole rows of d features."""
+    kernels = compiled()
+    return _gathers if kernels is None or d > kernels.WIDEST_ROW else kernels
+
+
+def scale_rows(x: Tensor, scale: Tensor, center: Tensor, limit: Tensor) -> Tensor:
+    """Divide rows by a scale and move far ones onto a limit; see `_cpu.scale_rows`."""
+    return _for_rows(x.shape[1]).scale_rows(x, scale, center, limit)
+
+
 def reconstruct(
     codes: SparseCodes, values: Tensor, dictionary: Tensor, bias: Tensor, target: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Decode stored codes and compare the result with a target; see `_cpu.reconstruct`."""
-    x_hat = sum_rows(codes.indptr, codes.columns, values, dictionary) + bias
-    error = x_hat - target
-    return x_hat, error, products(codes, error, dictionary)
+    return _for_rows(target.shape[1]).reconstruct(codes, values, dictionary, bias, target)
+
+
+def adam_rows_(*args) -> None:
+    """Take a step of Adam with a parameter whose gradient is given as sums; see `_triton`."""
+    kernels = compiled()
+    assert kernels is not None
+    kernels.adam_rows_(*args)
+
+
+def adam_(*args) -> None:
+    """Take a step of Adam with a parameter that has a gradient; see `_triton`."""
+    kernels = compiled()
+    assert kernels is not None
+    kernels.adam_(*args)

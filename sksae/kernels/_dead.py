@@ -110,7 +110,7 @@ def _sums_of_stored(rows, parameters, k: int, leak: float, wanted) -> list[Tenso
     slopes = torch.ones_like(pre).masked_fill_(pre <= 0, leak)
     values, residual = pre * slopes, target - x_hat
     nothing = residual.new_zeros(residual.shape[1])
-    _, off, by_codes = _ops.reconstruct(codes, values, dictionary, nothing, residual)
+    _, off, by_codes, squares = _ops.reconstruct(codes, values, dictionary, nothing, residual)
     by_codes *= slopes
     starts, of_concept, order = codes.by_concept
 
@@ -119,7 +119,7 @@ def _sums_of_stored(rows, parameters, k: int, leak: float, wanted) -> list[Tenso
 
     none = residual.new_zeros(())
     return [
-        off.square().sum(),
+        squares,
         residual.square().sum(),
         summed(by_codes, c) if wanted[0] else none,
         torch.zeros_like(bias).index_add_(0, codes.columns, by_codes) if wanted[1] else none,

@@ -59,11 +59,19 @@ def products(codes: SparseCodes, rows: Tensor, dictionary: Tensor) -> Tensor:
 
 def reconstruct(
     codes: SparseCodes, values: Tensor, dictionary: Tensor, bias: Tensor, target: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Decode stored codes and compare the result with a target; see `_cpu.reconstruct`."""
-    x_hat = sum_rows(codes.indptr, codes.columns, values, dictionary) + bias
+    table = dictionary.to(values.dtype)
+    x_hat = sum_rows(codes.indptr, codes.columns, values, table) + bias
     error = x_hat - target
-    return x_hat, error, products(codes, error, dictionary)
+    slopes, squares = products(codes, error, table), sum_of_squares(error)
+    return x_hat, error.to(dictionary.dtype), slopes, squares
+
+
+def sum_of_squares(x: Tensor) -> Tensor:
+    """Give the sum of the squares of all entries, one number."""
+    flat = x.flatten()
+    return flat.dot(flat)
 
 
 def scale_rows(x: Tensor, scale: Tensor, center: Tensor, limit: Tensor) -> Tensor:

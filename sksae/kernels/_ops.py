@@ -14,14 +14,13 @@ from . import _cpu, _cuda
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Kinds of device that have kernels, and those of them where they are known to be faster.
+# Kinds of device that have kernels.
 DEVICES = ("cpu", "cuda")
-PROVEN = ("cpu",)
 
 
 def serves(backend: str, device: torch.device) -> bool:
     """Tell whether a ``backend`` parameter means these kernels on a device."""
-    return backend == device.type or (backend == "auto" and device.type in PROVEN)
+    return device.type in DEVICES and backend in ("auto", device.type)
 
 
 def module_for(device: torch.device) -> ModuleType:

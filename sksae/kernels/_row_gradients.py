@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _cpu
+from . import _cpu, _cuda
 from ._codes import SparseCodes
 from ._gathers import TINY
 from ._screen import Rounded, Workspace
@@ -26,7 +27,8 @@ class Sums:
     """Row j of a gradient: ``weights[a:b] @ table[index[a:b]]`` with a, b from ``starts[j:j+2]``.
 
     With ``tangent``, its part along row j of the parameter is to be left out, and the rows of
-    the parameter are of unit norm, before and after a step.
+    the parameter are of unit norm, before and after a step. The entries are those of ``codes``,
+    sorted by concept.
     """
 
     starts: Tensor
@@ -34,57 +36,66 @@ class Sums:
     weights: Tensor
     table: Tensor
     tangent: bool
+    codes: SparseCodes
 
 
 @dataclass
 class RowGradients:
-    """What a backward pass leaves instead of gradients, by "encoder" and "dictionary"."""
+    """What a backward pass leaves instead of gradients, by "encoder" and "dictionary".
+
+    ``workspace`` is where the pre-codes of the step were computed. ``rate``, one number in
+    float64 on the device, takes the place of the optimizer's learning rate.
+    """
 
     sums: dict[str, Sums] = field(default_factory=dict)
     parts: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     normalized: set[str] = field(default_factory=set)
+    workspace: Workspace | None = None
+    rate: Tensor | None = None
 
     def add(
         self, name: str, codes: SparseCodes, weights: Tensor, table: Tensor, tangent: bool
     ) -> None:
         """Leave the gradient that stored codes give: their transpose times a table."""
         starts, rows, order = codes.by_concept
-        self.sums[name] = Sums(starts, rows, weights.index_select(0, order), table, tangent)
+        weights = weights.index_select(0, order)
+        self.sums[name] = Sums(starts, rows, weights, table, tangent, codes)
+
+    def rounded(self, parameter: Tensor) -> Tensor:
+        """Give a parameter in the precision that the encoder's product has."""
+        return parameter if self.workspace is None else self.workspace.rounded(parameter)
 
     def take(self, name: str, parameter: Tensor, index: Tensor) -> Tensor:
-        """Give some rows of a parameter, in ascending order, whose gradient is kept apart."""
+        """Give some rows of a parameter, in ascending order, whose gradient is kept apart.
+
+        The number of rows stands for none, of which any row is given.
+        """
+        at = index.clamp(max=len(parameter) - 1)
         if not parameter.requires_grad:
-            return parameter.index_select(0, index)
-        rows = parameter.detach().index_select(0, index).requires_grad_()
+            return parameter.index_select(0, at)
+        rows = parameter.detach().index_select(0, at).requires_grad_()
         self.parts[name] = index, rows
         return rows
 
-    def step(
-        self,
-        parameters: dict[str, Tensor],
-        optimizer: torch.optim.Adam,
-        workspace: Workspace | None = None,
-    ) -> None:
+    def step(self, parameters: dict[str, Tensor], optimizer: torch.optim.Adam) -> None:
         """Take the optimizer's step with parameters by name, or give them their gradients.
 
         Those that are to have rows of unit norm have it then: ``normalized`` has their names.
-        Where the workspace has roundings of a parameter, they are those after the step.
+        Where the workspace has roundings of a parameter, they are those after the step. On a CUDA
+        device this takes the step with all other parameters too, which have no gradient then.
         """
-        jobs, tables = [], {}
+        steps = []
         for name, parameter in parameters.items():
             if name in self.sums:
-                table = None if workspace is None else workspace.table(parameter)
-                job = _adam_rows(parameter, self.sums[name], self._part(name), optimizer, table)
-                jobs.append((job, len(parameter)))
-                tables[name] = table
+                steps.append((parameter, self.sums[name], self._part(name)))
             elif (part := self._part(name)) is not None:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
                 parameter.grad.index_add_(0, *part)
-        split_all(jobs, 4)
-        for name, table in tables.items():
-            if table is not None:
-                table.keep(parameters[name])
+        if optimizer.param_groups[0]["params"][0].device.type == "cuda":
+            _steps_on_cuda(steps, optimizer, self.workspace, self.rate)
+        else:
+            _steps_on_cpu(steps, optimizer, self.workspace)
         self.normalized = {name for name, sums in self.sums.items() if sums.tangent}
 
     def _part(self, name: str) -> tuple[Tensor, Tensor] | None:
@@ -98,8 +109,62 @@ def steps_by_rows(optimizer: torch.optim.Optimizer) -> bool:
         return False
     group = optimizer.param_groups[0]
     flags = ("weight_decay", "amsgrad", "maximize", "capturable", "differentiable")
-    on_cpu = all(p.device.type == "cpu" and p.is_contiguous() for p in group["params"])
-    return on_cpu and not any(group[flag] for flag in flags) and _cpu.compiled() is not None
+    if any(group[flag] for flag in flags) or not all(p.is_contiguous() for p in group["params"]):
+        return False
+    kinds = {p.device.type for p in group["params"]}
+    if kinds == {"cpu"}:
+        return _cpu.compiled() is not None
+    # Of the others, "fused" has the state on the device.
+    return kinds == {"cuda"} and bool(group["fused"]) and _cuda.compiled() is not None
+
+
+Step = tuple[Tensor, Sums, tuple[Tensor, Tensor] | None]
+
+
+def _state(parameter: Tensor, optimizer: torch.optim.Adam) -> dict[str, Tensor]:
+    """Give the optimizer's state of a parameter, with the coming step counted."""
+    state = optimizer.state[parameter]
+    if not state:
+        state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+        state["exp_avg"], state["exp_avg_sq"] = (torch.zeros_like(parameter) for _ in range(2))
+    state["step"] += 1
+    return state
+
+
+def _steps_on_cuda(
+    steps: list[Step],
+    optimizer: torch.optim.Adam,
+    workspace: Workspace | None,
+    rate: Tensor | None = None,
+) -> None:
+    (group,) = optimizer.param_groups
+    if rate is None:
+        (device,) = {parameter.device for parameter in group["params"]}
+        rate = torch.full((), float(group["lr"]), dtype=torch.float64, device=device)
+    for parameter, sums, part in steps:
+        copy = None if workspace is None else workspace.copy_of(parameter)
+        _cuda.adam_rows_(parameter, sums, part, group, _state(parameter, optimizer), rate, copy)
+        if workspace is not None:
+            workspace.keep(parameter)
+    for parameter in group["params"]:
+        if parameter.grad is not None:
+            _cuda.adam_(parameter, parameter.grad, group, _state(parameter, optimizer), rate)
+            parameter.grad = None
+
+
+def _steps_on_cpu(
+    steps: list[Step], optimizer: torch.optim.Adam, workspace: Workspace | None
+) -> None:
+    jobs, tables = [], []
+    for parameter, sums, part in steps:
+        table = None if workspace is None else workspace.table(parameter)
+        job = _adam_rows(parameter, sums, part, optimizer, table)
+        jobs.append((job, len(parameter)))
+        tables.append(table)
+    split_all(jobs, 4)
+    for (parameter, *_), table in zip(steps, tables, strict=True):
+        if table is not None:
+            table.keep(parameter)
 
 
 def _adam_rows(
@@ -129,11 +194,7 @@ def _adam_rows(
     callable
         To be called with ranges of rows, which it changes.
     """
-    (group,), state = optimizer.param_groups, optimizer.state[parameter]
-    if not state:
-        state["step"] = torch.zeros((), dtype=torch.float32)
-        state["exp_avg"], state["exp_avg_sq"] = (torch.zeros_like(parameter) for _ in range(2))
-    state["step"] += 1
+    (group,), state = optimizer.param_groups, _state(parameter, optimizer)
     number = parameter.detach().numpy().dtype.type
     beta1, beta2 = (float(beta) for beta in group["betas"])
     n = float(state["step"])
@@ -148,7 +209,8 @@ def _adam_rows(
         rounded = (table.whole, *table.each)
     changed = (parameter, state["exp_avg"], state["exp_avg_sq"])
     read = (sums.starts, sums.index, sums.weights, sums.table, *part)
-    arrays = [t.detach().numpy() for t in changed] + [t.contiguous().numpy() for t in read]
+    arrays: list[Any] = [t.detach().numpy() for t in changed]
+    arrays += [t.contiguous().numpy() for t in read]
     arrays += [sums.tangent, *(t.detach().numpy() for t in rounded)]
     given = (*arrays, *(number(value) for value in numbers), TINY)
     return lambda a, b: _cpu.step_loops().adam_rows(*given, a, b)

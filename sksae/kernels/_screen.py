@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._linear import linear
+from . import _half
 from ._codes import SparseCodes, indptr_of
 from ._threads import split
 
@@ -199,8 +201,16 @@ class Workspace:
         self.memory, self.constant = memory, constant
         wide = memory.shape[1] >= _FEWEST_CONCEPTS and memory.dtype == torch.float32
         self.screens = screen and wide and memory.device.type == "cpu" and loops() is not None
+        self.halves = screen and _half.screens(memory)
+        # Rows of which it is not certain that the largest pre-codes were found.
+        self.n_missed = (
+            None if constant else torch.zeros((), dtype=torch.int64, device=memory.device)
+        )
         self.n_screened = self.pause = 0
         self._table: Rounded | None = None
+        # Parameters in the precision of the memory, and the versions that they are copies of.
+        self._copies: dict[int, Tensor] = {}
+        self._versions: dict[int, int] = {}
 
     def pre_codes(self, c: Tensor, weight: Tensor, bias: Tensor) -> Any:
         """Give ``c @ weight.T + bias``, or where its large entries are.
@@ -213,9 +223,12 @@ class Workspace:
 
         Returns
         -------
-        Tensor or Screened
+        Tensor, Screened or HalfScreened
             For the selecting functions of this package.
         """
+        if self.halves and _half.serves(c):
+            self.n_screened += 1
+            return _half.HalfScreened(self.memory, c, weight, bias, self.n_missed)
         screened = self._screened(c, weight, bias)
         return self.full(c, weight, bias) if screened is None else screened
 
@@ -227,10 +240,47 @@ class Workspace:
     def forget(self) -> None:
         """Round weights anew at the next batch: they may have changed."""
         self._table = None
+        self._versions.clear()
+
+    def rounded(self, parameter: Tensor) -> Tensor:
+        """Give a parameter in the precision of the memory."""
+        parameter = parameter.detach()
+        copy = self.copy_of(parameter)
+        if copy is None:
+            return parameter
+        # Another step may change the parameter and not `keep` it.
+        if self._versions.pop(parameter.data_ptr(), None) != parameter._version:
+            copy.copy_(parameter)
+        return copy
+
+    def refresh(self, parameters: Iterable[Tensor]) -> None:
+        """Have copies of parameters that are known to be what these are."""
+        for parameter in parameters:
+            copy = self.rounded(parameter)
+            if copy.dtype != parameter.dtype:
+                self.keep(parameter)
+
+    def copy_of(self, parameter: Tensor) -> Tensor | None:
+        """Give the memory of the copy of a parameter; None where it has the precision itself."""
+        if parameter.dtype == self.memory.dtype:
+            return None
+        at = parameter.data_ptr()
+        if at not in self._copies:
+            self._copies[at] = torch.empty_like(parameter, dtype=self.memory.dtype)
+        return self._copies[at]
+
+    def keep(self, parameter: Tensor) -> None:
+        """Know that the copy of a parameter was just written."""
+        self._versions[parameter.data_ptr()] = parameter._version
+
+    def missed(self) -> int:
+        """Give the number of rows whose largest pre-codes may not all have been found."""
+        return 0 if self.n_missed is None else int(self.n_missed)
 
     def full(self, c: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Give ``c @ weight.T + bias``, shape (n, m), in the precision of the memory."""
-        b, x, w = (t.detach().to(self.memory.dtype) for t in (bias, c, weight))
+        b, x = (t.detach().to(self.memory.dtype) for t in (bias, c))
+        w = self.rounded(weight)
         out = self.memory[: len(c)]
         if out.device.type == "cpu":
             # In ranges, because torch's own threads may be kept from it.

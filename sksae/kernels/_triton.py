@@ -1,13 +1,13 @@
 """Triton kernels over stored codes; each program has a row, or a concept, of its own.
 
 No two programs write to one place, so results do not depend on their order. Sums over the
-entries of a concept that fires for very many rows run in one program; splitting them
-would need atomic additions. Block sizes are guesses: they were compiled for CUDA devices, and
-their results checked in Triton's interpreter, but not timed.
+entries of a concept are split where it fires for many rows: whole blocks of entries are added
+up before, by programs of their own.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -16,11 +16,32 @@ import triton.language as tl
 from torch import Tensor
 
 from ._codes import SparseCodes
+from ._gathers import TINY
 
 # Entries, features and row features that a program holds at once.
 _ENTRIES, _FEATURES, _ROW = 16, 128, 1024
-# Columns that fit into the registers of 32 warps.
-WIDEST = 2**15
+# Columns that fit into the registers of 32 warps, and features of a row that fit into one program.
+WIDEST, WIDEST_ROW = 2**15, 2**13
+# Features of gathered rows that a thread holds, and entries of a concept that are added up before.
+_GATHERED, _BLOCK = 64, 256
+_SMALLEST = 1e-300
+# Groups that the columns of a wide row are put into, columns of each, and candidates of a row.
+_FEWEST_GROUPS, _MOST_GROUPS = 256, 2048
+_SMALLEST_GROUP, _LARGEST_GROUP, _MOST_CANDIDATES = 8, 64, 2**14
+
+
+@triton.jit
+def _sum(total, table, index, weights, start, end, f, d, ENTRIES: tl.constexpr):
+    """Add weighted rows of a table, of which ``f`` are the features, to what there is."""
+    for first in range(start, end, ENTRIES):
+        at = first + tl.arange(0, ENTRIES)
+        inside = at < end
+        j = tl.load(index + at, mask=inside, other=0).to(tl.int64)
+        weight = tl.load(weights + at, mask=inside, other=0.0).to(total.dtype)
+        mask = inside[:, None] & (f < d)[None, :]
+        tile = tl.load(table + j[:, None] * d + f[None, :], mask=mask, other=0.0)
+        total += tl.sum(weight[:, None] * tile.to(total.dtype), axis=0)
+    return total
 
 
 @triton.jit
@@ -29,15 +50,143 @@ def _sum_rows(table, starts, index, weights, out, d, ENTRIES: tl.constexpr, FEAT
     f = tl.program_id(1) * FEATURES + tl.arange(0, FEATURES)
     start, end = tl.load(starts + i), tl.load(starts + i + 1)
     total = tl.zeros((FEATURES,), dtype=out.dtype.element_ty)
+    total = _sum(total, table, index, weights, start, end, f, d, ENTRIES)
+    tl.store(out + i * d + f, total, mask=f < d)
+
+
+@triton.jit
+def _block_sums(
+    table, concepts, index, weights, out, m, d, BLOCK: tl.constexpr, ENTRIES: tl.constexpr,
+    FEATURES: tl.constexpr,
+):  # fmt: skip
+    """Add up the entries of a block, if all of them are of one concept."""
+    b = tl.program_id(0).to(tl.int64)
+    first = tl.load(concepts + b * BLOCK)
+    last = tl.load(concepts + b * BLOCK + BLOCK - 1)
+    if (first == last) & (first < m):
+        f = tl.program_id(1) * FEATURES + tl.arange(0, FEATURES)
+        total = tl.zeros((FEATURES,), dtype=out.dtype.element_ty)
+        start = b * BLOCK
+        total = _sum(total, table, index, weights, start, start + BLOCK, f, d, ENTRIES)
+        tl.store(out + b * d + f, total, mask=f < d)
+
+
+@triton.jit
+def _corrections(rate, steps, LOG1: tl.constexpr, LOG2: tl.constexpr):
+    """Give the rate over the first moment's correction, and the root of the second's."""
+    n = tl.load(steps).to(tl.float64)
+    # Numbers beside tensors would be rounded to float32.
+    log1, log2 = tl.full((), LOG1, tl.float64), tl.full((), LOG2, tl.float64)
+    return tl.load(rate) / (1 - tl.exp(n * log1)), tl.sqrt(1 - tl.exp(n * log2))
+
+
+@triton.jit
+def _moments(m, v, g, BETA1: tl.constexpr, BETA2: tl.constexpr):
+    """Give the running moments with another gradient."""
+    beta1, beta2 = tl.full((), BETA1, m.dtype), tl.full((), BETA2, m.dtype)
+    return m + (1 - beta1) * (g - m), beta2 * v + (1 - beta2) * g * g
+
+
+@triton.jit
+def _adam(
+    entries, gradient, mean, square, steps, rate, n, LOG1: tl.constexpr, LOG2: tl.constexpr,
+    BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr, SIZE: tl.constexpr,
+):  # fmt: skip
+    """Take a step of Adam on some entries of a parameter."""
+    at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
+    inside = at < n
+    value, g = tl.load(entries + at, mask=inside), tl.load(gradient + at, mask=inside)
+    m, v = tl.load(mean + at, mask=inside), tl.load(square + at, mask=inside)
+    size, root = _corrections(rate, steps, LOG1, LOG2)
+    size, root = size.to(value.dtype), root.to(value.dtype)
+    eps = tl.full((), EPS, value.dtype)
+    m, v = _moments(m, v, g, BETA1, BETA2)
+    tl.store(mean + at, m, mask=inside)
+    tl.store(square + at, v, mask=inside)
+    tl.store(entries + at, value - size * m / (tl.sqrt(v) / root + eps), mask=inside)
+
+
+@triton.jit
+def _adam_rows(
+    rows, mean, square, starts, index, weights, table, blocks, place, extra, copy, steps,
+    rate, d, LOG1: tl.constexpr, LOG2: tl.constexpr, BETA1: tl.constexpr,
+    BETA2: tl.constexpr, EPS: tl.constexpr, TINY: tl.constexpr, TANGENT: tl.constexpr,
+    EXTRA: tl.constexpr, COPY: tl.constexpr, BLOCK: tl.constexpr, ENTRIES: tl.constexpr,
+    FEATURES: tl.constexpr,
+):  # fmt: skip
+    """Take a step of Adam on a row whose gradient is a sum; see `_numba_step.adam_rows`."""
+    j = tl.program_id(0).to(tl.int64)
+    f = tl.arange(0, FEATURES)
+    at, inside = j * d + f, f < d
+    start, end = tl.load(starts + j), tl.load(starts + j + 1)
+    # From the first to the last are whole blocks, which were added up before.
+    first, last = (start + BLOCK - 1) // BLOCK, end // BLOCK
+    head = tl.where(first < last, first * BLOCK, end)
+    tail = tl.where(first < last, last * BLOCK, end)
+    row = tl.load(rows + at, mask=inside, other=0.0)
+    number = row.dtype
+    gradient = tl.zeros((FEATURES,), dtype=number)
+    gradient = _sum(gradient, table, index, weights, start, head, f, d, ENTRIES)
+    for b in range(first, last):
+        gradient += tl.load(blocks + b * d + f, mask=inside, other=0.0)
+    gradient = _sum(gradient, table, index, weights, tail, end, f, d, ENTRIES)
+    if TANGENT:
+        gradient -= tl.sum(gradient * row, axis=0) * row
+    if EXTRA:
+        i = tl.load(place + j)
+        gradient += tl.load(extra + i * d + f, mask=inside & (i >= 0), other=0.0)
+    size, root = _corrections(rate, steps, LOG1, LOG2)
+    size, root = size.to(number), root.to(number)
+    eps = tl.full((), EPS, number)
+    m = tl.load(mean + at, mask=inside, other=0.0)
+    v = tl.load(square + at, mask=inside, other=0.0)
+    m, v = _moments(m, v, gradient, BETA1, BETA2)
+    row -= size * m / (tl.sqrt(v) / root + eps)
+    if TANGENT:
+        row /= tl.sqrt(tl.sum(row * row, axis=0)) + TINY
+    tl.store(mean + at, m, mask=inside)
+    tl.store(square + at, v, mask=inside)
+    tl.store(rows + at, row, mask=inside)
+    if COPY:
+        tl.store(copy + at, row.to(copy.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _scale_rows(x, scale, center, limit, out, d, FEATURES: tl.constexpr):
+    """Divide a row by a scale; move it onto the limit if it is farther from the center."""
+    i = tl.program_id(0).to(tl.int64)
+    f = tl.arange(0, FEATURES)
+    inside = f < d
+    u = tl.load(x + i * d + f, mask=inside, other=0.0) / tl.load(scale)
+    middle, most = tl.load(center + f, mask=inside, other=0.0), tl.load(limit)
+    distance = tl.sqrt(tl.sum((u - middle) * (u - middle), axis=0))  # type: ignore[var-annotated]
+    if distance > most:
+        u = middle + (u - middle) * (most / distance)
+    tl.store(out + i * d + f, u, mask=inside)
+
+
+@triton.jit
+def _reconstruct(
+    dictionary, starts, columns, values, bias, target, x_hat, error, slopes, squares, d,
+    ENTRIES: tl.constexpr, FEATURES: tl.constexpr,
+):  # fmt: skip
+    """Decode a row; give what it is off a target and its products with its dictionary rows."""
+    i = tl.program_id(0).to(tl.int64)
+    f = tl.arange(0, FEATURES)
+    inside = f < d
+    start, end = tl.load(starts + i), tl.load(starts + i + 1)
+    total = tl.load(bias + f, mask=inside, other=0.0)
+    total = _sum(total, dictionary, columns, values, start, end, f, d, ENTRIES)
+    off = total - tl.load(target + i * d + f, mask=inside, other=0.0)
+    tl.store(x_hat + i * d + f, total, mask=inside)
+    tl.store(error + i * d + f, off.to(error.dtype.element_ty), mask=inside)
+    tl.store(squares + i, tl.sum(off * off, axis=0))
     for first in range(start, end, ENTRIES):
         at = first + tl.arange(0, ENTRIES)
-        inside = at < end
-        j = tl.load(index + at, mask=inside, other=0).to(tl.int64)
-        weight = tl.load(weights + at, mask=inside, other=0.0)
-        mask = inside[:, None] & (f < d)[None, :]
-        tile = tl.load(table + j[:, None] * d + f[None, :], mask=mask, other=0.0)
-        total += tl.sum(weight[:, None] * tile, axis=0)
-    tl.store(out + i * d + f, total, mask=f < d)
+        j = tl.load(columns + at, mask=at < end, other=0).to(tl.int64)
+        mask = (at < end)[:, None] & inside[None, :]
+        tile = tl.load(dictionary + j[:, None] * d + f[None, :], mask=mask, other=0.0)
+        tl.store(slopes + at, tl.sum(off[None, :] * tile.to(off.dtype), axis=1), mask=at < end)
 
 
 @triton.jit
@@ -77,14 +226,8 @@ def _remove_parallel(gradient, atoms, d, FEATURES: tl.constexpr):
 
 
 @triton.jit
-def _top_k(pre, columns, values, m, k, LOWEST: tl.constexpr, COLUMNS: tl.constexpr):
-    """Search the bits of the k-th largest entry; of numbers above 0 these are in their order."""
-    i = tl.program_id(0).to(tl.int64)
-    j = tl.arange(0, COLUMNS)
-    x = tl.load(pre + i * m + j, mask=j < m, other=0.0).to(tl.float32)
-    x = tl.where((x > 0) | (x != x), x, 0.0)  # NaN stays, as the largest
-    bits = x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
-    bits = tl.where(j < m, bits, -1)
+def _chosen(bits, k, LOWEST: tl.constexpr):
+    """Tell which k are largest, of equal ones the first; searches the bits of the k-th."""
     cut = 0
     for step in range(31 - LOWEST):
         higher = cut | (1 << (30 - step))
@@ -92,14 +235,75 @@ def _top_k(pre, columns, values, m, k, LOWEST: tl.constexpr, COLUMNS: tl.constex
         cut = tl.where(n_reaching >= k, higher, cut)
     above, equal = bits > cut, (bits == cut).to(tl.int32)
     n_equal = k - tl.sum(above.to(tl.int32), axis=0)
-    chosen = above | ((equal > 0) & (tl.cumsum(equal, axis=0) <= n_equal))
-    at = i * k + tl.cumsum(chosen.to(tl.int32), axis=0) - 1
+    return above | ((equal > 0) & (tl.cumsum(equal, axis=0) <= n_equal))
+
+
+@triton.jit
+def _bits(x):
+    """Give whole numbers in the order of positive ones; of others 0, of NaN the largest."""
+    x = tl.where((x > 0) | (x != x), x, 0.0)
+    return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+
+
+@triton.jit
+def _store_chosen(columns, values, first, chosen, j, x):
+    at = first + tl.cumsum(chosen.to(tl.int32), axis=0) - 1
+    x = tl.where((x > 0) | (x != x), x, 0.0)
     tl.store(columns + at, j, mask=chosen)
     tl.store(values + at, x.to(values.dtype.element_ty), mask=chosen)
 
 
+@triton.jit
+def _top_k(pre, columns, values, m, k, LOWEST: tl.constexpr, COLUMNS: tl.constexpr):
+    i = tl.program_id(0).to(tl.int64)
+    j = tl.arange(0, COLUMNS)
+    x = tl.load(pre + i * m + j, mask=j < m, other=0.0).to(tl.float32)
+    chosen = _chosen(tl.where(j < m, _bits(x), -1), k, LOWEST)
+    _store_chosen(columns, values, i * k, chosen, j, x)
+
+
+@triton.jit
+def _top_groups(pre, groups, m, k, LOWEST: tl.constexpr, GROUPS: tl.constexpr, SIZE: tl.constexpr):
+    """Find the k groups of columns, g, g + GROUPS and so on, that have the largest entries.
+
+    The k largest entries of the row are among them.
+    """
+    i = tl.program_id(0).to(tl.int64)
+    g = tl.arange(0, GROUPS)
+    top = tl.zeros((GROUPS,), dtype=tl.float32)
+    for s in tl.static_range(SIZE):
+        j = s * GROUPS + g
+        x = tl.load(pre + i * m + j, mask=j < m, other=0.0).to(tl.float32)
+        top = tl.maximum(top, x, propagate_nan=tl.PropagateNan.ALL)
+    chosen = _chosen(_bits(top), k, LOWEST)
+    at = i * k + tl.cumsum(chosen.to(tl.int32), axis=0) - 1
+    tl.store(groups + at, g, mask=chosen)
+
+
+@triton.jit
+def _top_of_groups(
+    pre, groups, columns, values, m, k, LOWEST: tl.constexpr, GROUPS: tl.constexpr,
+    SIZE: tl.constexpr, N_GROUPS: tl.constexpr,
+):  # fmt: skip
+    """Choose among the entries of k groups, in the order of their columns."""
+    i = tl.program_id(0).to(tl.int64)
+    c = tl.arange(0, N_GROUPS)
+    g = tl.load(groups + i * k + c, mask=c < k, other=0)
+    j = (tl.arange(0, SIZE) * GROUPS)[:, None] + g[None, :]
+    inside = (c < k)[None, :] & (j < m)
+    x = tl.load(pre + i * m + j, mask=inside, other=0.0).to(tl.float32)
+    bits = tl.where(inside, _bits(x), -1)
+    j, x, bits = (tl.reshape(j, (SIZE * N_GROUPS,)), tl.reshape(x, (SIZE * N_GROUPS,)),
+                  tl.reshape(bits, (SIZE * N_GROUPS,)))  # fmt: skip
+    _store_chosen(columns, values, i * k, _chosen(bits, k, LOWEST), j, x)
+
+
 def _launch(
-    kernel: Any, grid: tuple[int, ...], first: Tensor, *others: Tensor | int, **constants: int
+    kernel: Any,
+    grid: tuple[int, ...],
+    first: Tensor,
+    *others: Tensor | float,
+    **constants: float,
 ) -> None:
     """Run a kernel's programs, if any, on the device of its first argument."""
     if grid[0]:
@@ -107,15 +311,40 @@ def _launch(
             kernel[grid](first, *others, **constants)
 
 
+def _whole_row(d: int, per_thread: int) -> dict[str, int]:
+    """Give the constants of a program that holds whole rows of d features."""
+    width = triton.next_power_of_2(d)
+    n_warps = max(1, min(16, width // (32 * per_thread)))
+    entries = max(1, min(_ENTRIES, _GATHERED * 32 * n_warps // width))
+    return {"ENTRIES": entries, "FEATURES": width, "num_warps": n_warps}
+
+
+def has_top_k(m: int, k: int) -> bool:
+    """Tell whether `top_k` takes rows of m entries."""
+    return m <= WIDEST or _group_sizes(m, k) is not None
+
+
+def _group_sizes(m: int, k: int) -> tuple[int, int] | None:
+    """Give a number of groups and entries of each, where rows are better looked at in groups."""
+    groups = triton.next_power_of_2(m + 1) // (2 * _SMALLEST_GROUP)
+    groups = max(min(groups, _MOST_GROUPS), triton.next_power_of_2(4 * k), _FEWEST_GROUPS)
+    size = triton.cdiv(m, groups)
+    candidates = triton.next_power_of_2(size) * triton.next_power_of_2(k)
+    if not _SMALLEST_GROUP <= size <= _LARGEST_GROUP or candidates > _MOST_CANDIDATES:
+        return None
+    return groups, size
+
+
 def top_k(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Give the k largest of the positive entries and zeros of each row.
 
-    Of equal entries the first are taken. Sixteen of the 31 bits of a bfloat16 are 0.
+    Of equal entries that not all can be taken, some are. Sixteen of the 31 bits of a bfloat16
+    are 0.
 
     Parameters
     ----------
     pre : Tensor of float32, bfloat16 or float16, shape (n, m)
-        With m up to ``WIDEST``. What is not positive counts as 0.
+        Of which `has_top_k`. What is not positive counts as 0.
     k : int
         From 1 to m.
 
@@ -127,10 +356,20 @@ def top_k(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     (n, m), pre = pre.shape, pre.contiguous()
     columns, values = pre.new_empty(n, k, dtype=torch.int32), pre.new_empty(n, k)
-    width, lowest = triton.next_power_of_2(m), 16 if pre.dtype == torch.bfloat16 else 0
-    n_warps = max(1, min(32, width // 512))
-    constants = {"LOWEST": lowest, "COLUMNS": width, "num_warps": n_warps}
-    _launch(_top_k, (n,), pre, columns, values, m, k, **constants)
+    lowest = 16 if pre.dtype == torch.bfloat16 else 0
+    sizes = _group_sizes(m, k)
+    if sizes is None:
+        width = triton.next_power_of_2(m)
+        constants = {"LOWEST": lowest, "COLUMNS": width, "num_warps": max(1, min(32, width // 512))}
+        _launch(_top_k, (n,), pre, columns, values, m, k, **constants)
+        return columns, values
+    groups, size = sizes
+    chosen = torch.empty_like(columns)
+    constants = {"LOWEST": lowest, "GROUPS": groups, "num_warps": max(1, min(16, groups // 1024))}
+    _launch(_top_groups, (n,), pre, chosen, m, k, SIZE=size, **constants)
+    size, n_groups = triton.next_power_of_2(size), triton.next_power_of_2(k)
+    constants |= {"N_GROUPS": n_groups, "num_warps": max(1, min(16, size * n_groups // 256))}
+    _launch(_top_of_groups, (n,), pre, chosen, columns, values, m, k, SIZE=size, **constants)
     return columns, values
 
 
@@ -138,7 +377,7 @@ def sum_rows(starts: Tensor, index: Tensor, weights: Tensor, table: Tensor) -> T
     """Give weighted sums of rows of a table, as `_gathers.sum_rows`."""
     (n, d), table = (len(starts) - 1, table.shape[1]), table.contiguous()
     index, weights = index.contiguous(), weights.contiguous()
-    out = table.new_empty(n, d)
+    out = weights.new_empty(n, d)
     block = min(_FEATURES, triton.next_power_of_2(d))
     grid, constants = (n, triton.cdiv(d, block)), {"ENTRIES": _ENTRIES, "FEATURES": block}
     _launch(_sum_rows, grid, table, starts, index, weights, out, d, **constants)
@@ -153,6 +392,105 @@ def products(codes: SparseCodes, rows: Tensor, dictionary: Tensor) -> Tensor:
     layout = codes.indptr, codes.columns
     _launch(_products, (len(rows),), rows, dictionary, *layout, out, d, **constants)
     return out
+
+
+def reconstruct(
+    codes: SparseCodes, values: Tensor, dictionary: Tensor, bias: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Decode stored codes and compare the result with a target; see `_cpu.reconstruct`."""
+    target, (n, d) = target.contiguous(), target.shape
+    x_hat, error = torch.empty_like(target), torch.empty_like(target, dtype=dictionary.dtype)
+    slopes, squares = torch.empty_like(values), target.new_empty(n)
+    read = (codes.indptr, codes.columns, values.contiguous(), bias, target)
+    given = (*read, x_hat, error, slopes, squares, d)
+    _launch(_reconstruct, (n,), dictionary.contiguous(), *given, **_whole_row(d, 16))
+    return x_hat, error, slopes, squares.sum()
+
+
+def scale_rows(x: Tensor, scale: Tensor, center: Tensor, limit: Tensor) -> Tensor:
+    """Divide rows by a scale and move far ones onto a limit; see `_cpu.scale_rows`."""
+    (n, d), x = x.shape, x.contiguous()
+    out, constants = torch.empty_like(x), _whole_row(d, 16)
+    del constants["ENTRIES"]
+    _launch(_scale_rows, (n,), x, scale, center.contiguous(), limit, out, d, **constants)
+    return out
+
+
+def _constants(group: dict[str, Any]) -> dict[str, float]:
+    """Give the numbers of Adam that do not change in a fit."""
+    beta1, beta2 = (float(beta) for beta in group["betas"])
+    logs = (math.log(max(beta, _SMALLEST)) for beta in (beta1, beta2))
+    numbers = dict(zip(("LOG1", "LOG2", "BETA1", "BETA2"), (*logs, beta1, beta2), strict=True))
+    return numbers | {"EPS": float(group["eps"])}
+
+
+def adam_(
+    parameter: Tensor,
+    gradient: Tensor,
+    group: dict[str, Any],
+    state: dict[str, Tensor],
+    rate: Tensor,
+) -> None:
+    """Take a step of Adam with a contiguous parameter.
+
+    Parameters
+    ----------
+    parameter, gradient : Tensor
+        Of equal shape.
+    group : dict
+        The optimizer's numbers.
+    state : dict of Tensor
+        The optimizer's state of the parameter; its step is the number of this one.
+    rate : Tensor of shape (), float64
+        The learning rate.
+    """
+    n, tensors = parameter.numel(), (gradient.contiguous(), state["exp_avg"], state["exp_avg_sq"])
+    given, constants = (*tensors, state["step"], rate, n), _constants(group) | {"SIZE": _ROW}
+    _launch(_adam, (triton.cdiv(n, _ROW),), parameter, *given, **constants)
+
+
+def adam_rows_(
+    parameter: Tensor,
+    sums: Any,
+    part: tuple[Tensor, Tensor] | None,
+    group: dict[str, Any],
+    state: dict[str, Tensor],
+    rate: Tensor,
+    copy: Tensor | None,
+) -> None:
+    """Take a step of Adam with a parameter whose gradient is given as sums.
+
+    Parameters
+    ----------
+    parameter : Tensor of shape (m, d)
+        Contiguous.
+    sums : Sums
+        Its gradient.
+    part : tuple of Tensor of shape (n_part,) and (n_part, d), or None
+        Rows that have a further part of their gradient, and that part. Row m stands for none.
+    group, state, rate
+        As in `adam_`.
+    copy : Tensor of shape (m, d), optional
+        Written to: the parameter after the step, in the copy's precision.
+    """
+    (m, d), table = parameter.shape, sums.table.contiguous()
+    entries = sums.index, sums.weights.contiguous()
+    n_blocks, block = len(sums.index) // _BLOCK, min(_FEATURES, triton.next_power_of_2(d))
+    blocks, concepts = parameter.new_empty(n_blocks, d), sums.codes.sorted_concepts[0]
+    constants = {"BLOCK": _BLOCK, "ENTRIES": 4 * _ENTRIES, "FEATURES": block}
+    grid = n_blocks, triton.cdiv(d, block)
+    _launch(_block_sums, grid, table, concepts, *entries, blocks, m, d, **constants)
+    place = extra = parameter
+    if part is not None:
+        place = torch.full((m + 1,), -1, dtype=torch.int64, device=parameter.device)
+        place[part[0]] = torch.arange(len(part[0]), device=parameter.device)
+        extra = part[1].contiguous()
+    constants = _constants(group) | {"TINY": TINY, "TANGENT": sums.tangent, "BLOCK": _BLOCK}
+    constants |= {"EXTRA": part is not None, "COPY": copy is not None} | _whole_row(d, 8)
+    moments, written = (state["exp_avg"], state["exp_avg_sq"]), parameter if copy is None else copy
+    read = (sums.starts, *entries, table, blocks, place, extra)
+    given = (*moments, *read, written, state["step"], rate, d)
+    _launch(_adam_rows, (m,), parameter, *given, **constants)
 
 
 def remove_parallel_(gradient: Tensor, dictionary: Tensor) -> None:

@@ -105,7 +105,12 @@ class SAEModule:
     # Whether each sample keeps its own largest codes, as at the start of a fit it may.
     per_sample = False
     # Power of their size by which rows are divided where they share codes, see `row_sizes`.
-    relative = 0.0
+    relative: float | Tensor = 0.0
+    # Whether a step, by its operations, depends on no values, so that it can be repeated as it
+    # was; of a class alone, and not of its subclasses.
+    repeats = False
+    # The dead concepts, and numbers of none up to a length that seldom changes.
+    dead_places: Tensor | None = None
     # Set where a step of the optimizer goes by rows: instead of gradients of matrices.
     row_gradients: RowGradients | None = None
 
@@ -387,7 +392,12 @@ class SAEModule:
         """Give what the linear encoder gets for scaled input, and its dead rows and biases."""
         linear = self.linear_encoder
         weight = self._dead_rows("encoder", linear.weight)
-        bias = linear.bias.index_select(0, self.dead_concepts)
+        if self.dead_places is None:
+            bias = linear.bias.index_select(0, self.dead_concepts)
+        else:
+            none = self.dead_places == len(linear.weight)
+            bias = linear.bias.index_select(0, self.dead_places.masked_fill(none, 0))
+            bias = bias.masked_fill(none, -torch.inf)
         return u - self.pre_bias.detach(), weight, bias
 
     def row_parameters(self) -> dict[str, Tensor]:
@@ -402,7 +412,13 @@ class SAEModule:
     def _dead_rows(self, name: str, parameter: Tensor) -> Tensor:
         if self.row_gradients is None:
             return parameter.index_select(0, self.dead_concepts)
-        return self.row_gradients.take(name, parameter, self.dead_concepts)
+        dead = self.dead_concepts if self.dead_places is None else self.dead_places
+        return self.row_gradients.take(name, parameter, dead)
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether a training step can be repeated as it was, with other rows."""
+        return bool(vars(type(self)).get("repeats"))
 
     @torch.no_grad()
     def find_dead(self, dead_after: int) -> None:

@@ -32,12 +32,6 @@ class MatryoshkaModule(BatchTopKModule):
         super().__init__(n_features, nb_concepts, **params)
         self.prefixes, self.prefix_weights = tuple(prefixes), tuple(prefix_weights)
 
-    def sparse_obstacle(self) -> str | None:
-        """Say what keeps `forward_sparse` from giving what `forward_scaled` gives, if anything."""
-        if self.decoder_bias.device.type != "cpu":  # elsewhere codes come in no order
-            return "nested dictionaries have kernels for the CPU only"
-        return super().sparse_obstacle()
-
     def select_stored(self, pre_codes: Tensor) -> tuple[SparseCodes, Tensor]:
         """Choose as a BatchTopK module does; the concepts of each row ascend."""
         codes, values = super().select_stored(pre_codes)

@@ -52,6 +52,8 @@ class _Annealed:
 class TopKModule(_Annealed, SAEModule, overcomplete_sae.TopKSAE):
     """The ``top_k`` largest ReLU codes of each sample."""
 
+    repeats = True
+
     def sparsify(self, pre_codes: Tensor, relu_codes: Tensor) -> Tensor:
         """Keep the ``top_k`` largest codes of each row."""
         return _largest_of_rows(relu_codes, relu_codes.detach(), self.k())
@@ -70,6 +72,7 @@ class BatchTopKModule(_Annealed, SAEModule, overcomplete_sae.BatchTopKSAE):
     ``relative`` is positive, codes are ranked as if the rows' norms were nearer each other.
     """
 
+    repeats = True
     threshold_momentum: float
     running_threshold: Tensor
 
@@ -80,7 +83,8 @@ class BatchTopKModule(_Annealed, SAEModule, overcomplete_sae.BatchTopKSAE):
     @torch.no_grad()
     def row_sizes(self, u: Tensor) -> Tensor | None:
         """Give the rows' norms over their root mean square, to the power of ``relative``."""
-        if not self.relative or self.per_sample or not self.training:
+        nothing = isinstance(self.relative, float) and not self.relative
+        if nothing or self.per_sample or not self.training:
             return None
         norms = torch.linalg.vector_norm(u - self.pre_bias, dim=1)
         mean = norms.square().mean().sqrt().clamp(min=torch.finfo(u.dtype).tiny)

@@ -16,7 +16,9 @@ from torch import Tensor
 # Rows that stand for all where something is estimated from a sample.
 SAMPLE_ROWS = 8192
 
-_BLOCK_BYTES = 32 * 2**20
+# Bytes of a block of rows, or of what is made of it, by the device that works on it.
+_BLOCK_BYTES = {"cpu": 32 * 2**20, "cuda": 2**30}
+_SAMPLE_BYTES = 32 * 2**20
 _AT_CENTER = 1e-3
 # Rows small enough to stay in the processor's cache between two operations.
 _CACHED_ROWS = 512
@@ -99,7 +101,7 @@ class RowBatches:
         return InputStatistics.of(self)
 
     def blocks(self, n_columns: int = 0) -> Iterator[Tensor]:
-        """Give the rows in order, in blocks of up to 32 MiB.
+        """Give the rows in order, in blocks of up to 32 MiB, for CUDA devices of up to 1 GiB.
 
         Parameters
         ----------
@@ -107,7 +109,7 @@ class RowBatches:
             Width of what is made of a block, if that is more than its own.
         """
         width = max(self.shape[1], n_columns) * self.dtype.itemsize
-        size = max(1, _BLOCK_BYTES // width)
+        size = max(1, _BLOCK_BYTES.get(self.device.type, _BLOCK_BYTES["cpu"]) // width)
         for start in range(0, len(self), size):
             yield self.take(slice(start, start + size))
 
@@ -320,7 +322,7 @@ class InputStatistics:
     @classmethod
     def of(cls, data: RowBatches) -> InputStatistics:
         """Compute the statistics, in float64."""
-        sample = random_rows(len(data), max(2, _BLOCK_BYTES // (8 * data.shape[1])))
+        sample = random_rows(len(data), max(2, _SAMPLE_BYTES // (8 * data.shape[1])))
         center = geometric_median(data.take(sample).double())
         squares = [(x.double() - center).square().sum(dim=1) for x in _cached(data)]
         return cls(center, torch.cat(squares))

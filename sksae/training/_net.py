@@ -23,6 +23,7 @@ from ..kernels import RowGradients, own_threads, steps_by_rows
 from ..losses import check_loss
 from ._data import BatchIterator, RowBatches
 from ._progress import ProgressBar
+from ._recorded import RecordedSteps
 from ._sparsity import set_sparsity
 from ._stored import StoredSteps, TooManyStored, activity
 from ._totals import EpochTotals, not_finite
@@ -182,6 +183,9 @@ class SAENet(NeuralNet):
         looked_at = self.clip_grad is not None or self._overridden_by_callbacks(*hooks)
         scaled = self.optimizer_scaler_ is not None
         self._steps_by_rows = not (looked_at or scaled) and steps_by_rows(self.optimizer_)
+        stored = self._steps_by_rows and self.stored_steps_.obstacle is None
+        repeats = stored and _repeats_on(self._device())
+        self._recorded = RecordedSteps(self) if repeats else None
         self._sum_squares = {}  # of the rows of each pass, which come again in each epoch
         self.notify("on_train_begin", X=X, y=None)
         try:
@@ -189,6 +193,7 @@ class SAENet(NeuralNet):
                 yield from self._epochs(*self.get_split_datasets(X))
         finally:
             self.stored_steps_.close()
+            self._recorded = None
             self.notify("on_train_end", X=X, y=None)
 
     def _epochs(self, train, valid):
@@ -288,24 +293,11 @@ class SAENet(NeuralNet):
 
     def train_step(self, batch, **fit_params):
         """Take one optimisation step; give its loss, activity and reconstruction (scaled)."""
-        done = {}
-
-        def closure():
-            self._zero_grad_optimizer()
-            done.update(self.train_step_single(batch, **fit_params))
-            self._finish_gradients(batch)
-            return done["loss"]
-
         try:
-            if self._steps_by_rows:
-                self._step_by_rows(closure)
-            elif self.optimizer_scaler_ is None:
-                self.optimizer_.step(closure)
-            else:
-                self._scaled_step(closure)
-            self._after_step(done)
+            done = self._step_by_rows(batch) if self._steps_by_rows else self._plain_step(batch)
         finally:
             self.module_.row_gradients = None
+        self._after_step(done)
         done["lr"] = self.optimizer_.param_groups[0]["lr"]
         if self.optimizer_scheduler_ is not None:
             self.optimizer_scheduler_.step()
@@ -313,27 +305,70 @@ class SAENet(NeuralNet):
         return done
 
     def _after_step(self, step):
-        """Restore and count what follows from a step of the optimizer."""
-        n = len(step["target"])
-        self.module_.after_step()
-        self.module_.count_fired(step["fired"], n)
+        """Do what follows from some steps only, or from what not all of them compute."""
         # Listing the dead reads the device, so elsewhere than on the CPU not at every step.
         if self.dead_after and (self.device == "cpu" or self.n_steps_ % _DEAD_EVERY == 0):
             self.module_.find_dead(self.dead_after)
         if "l0_factor" in step:
             self.module_.multiply_thresholds(step["l0_factor"])
         if not self.module_.per_sample:
-            self.criterion_.after_step(step["n_active"] / n, self.l0_time)
+            self.criterion_.after_step(step["n_active"] / len(step["target"]), self.l0_time)
 
-    def _step_by_rows(self, closure):
+    def _plain_step(self, batch):
+        """Step with gradients of all parameters."""
+        done = {}
+
+        def closure():
+            self._zero_grad_optimizer()
+            done.update(self.train_step_single(batch))
+            self._finish_gradients(batch)
+            return done["loss"]
+
+        if self.optimizer_scaler_ is None:
+            self.optimizer_.step(closure)
+        else:
+            self._scaled_step(closure)
+        self._restore_and_count(done)
+        return done
+
+    def _step_by_rows(self, batch):
         """Step without gradients of matrices, where the backward pass leaves them as sums."""
-        module, workspace = self.module_, self.stored_steps_.workspace
-        module.row_gradients = gradients = RowGradients()
+        x, y = unpack_data(batch)
+        done = None if self._recorded is None else self._recorded.step(x, y)
+        if done is None:
+            done = self.take_step(x, y)
+        return done
+
+    def take_step(self, x, y, rate=None):
+        """Do all that `_step_by_rows` does on the device.
+
+        Parameters
+        ----------
+        x, y : Tensor
+            Rows, and what is to be made of them.
+        rate : Tensor, optional
+            Where to read the learning rate, rather than in the optimizer.
+
+        Returns
+        -------
+        dict of Tensor
+            As of `train_step_single`.
+        """
+        module = self.module_
+        module.row_gradients = gradients = RowGradients(rate=rate)
+        self._zero_grad_optimizer()
         with torch.enable_grad():
-            closure()
+            done = self.train_step_single((x, y))
         with own_threads():
-            gradients.step(module.row_parameters(), self.optimizer_, workspace)
-            self.optimizer_.step()  # with what has a gradient
+            gradients.step(module.row_parameters(), self.optimizer_)
+            if rate is None:
+                self.optimizer_.step()  # with what has a gradient
+        self._restore_and_count(done)
+        return done
+
+    def _restore_and_count(self, step):
+        self.module_.after_step()
+        self.module_.count_fired(step["fired"], len(step["target"]))
 
     def _scaled_step(self, closure):
         """Step with scaled gradients; if they overflow, again in full precision."""
@@ -418,8 +453,11 @@ class SAENet(NeuralNet):
             )
         except TooManyStored:
             return None
-        loss = self.criterion_.sparse(module, target, u_hats, error, codes, pre_codes, values, u)
-        active = {"n_active": torch.count_nonzero(values), "fired": codes.fired(values)}
+        given = (module, target, u_hats, error, codes, pre_codes, values, u)
+        half = {"dtype": stored.precision, "enabled": stored.precision is not None}
+        with torch.autocast(u.device.type, **half, cache_enabled=False):
+            loss = self.criterion_.sparse(*given)
+        active = {"n_active": codes.n_active(values), "fired": codes.fired(values)}
         step = {"loss": loss, "y_pred": u_hats[-1], "target": target, "error": error}
         return step | active | self._l0_factor(pre_codes, codes)
 
@@ -462,6 +500,7 @@ class SAENet(NeuralNet):
     def __getstate__(self):
         state = super().__getstate__()
         state["valid_data"] = None  # the caller's rows do not belong into a pickle
+        state["_recorded"] = None
         if "generator_" in state:
             state["generator_"] = state["generator_"].get_state().numpy()
         return state
@@ -472,6 +511,11 @@ class SAENet(NeuralNet):
             generator = torch.Generator()
             generator.set_state(torch.from_numpy(self.generator_))
             vars(self)["generator_"] = generator
+
+
+def _repeats_on(device):
+    """Tell whether a device can repeat steps from a record."""
+    return device.type == "cuda"
 
 
 def _raised_by_callback(exc, callbacks, method_name):

@@ -5,14 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..kernels import DEVICES, Workspace, name, serves
+from ..kernels import DEVICES, Workspace, name
 
-# Below this width, and above this share of stored codes, dense products are faster. Those for
-# the CPU were measured; those for CUDA are estimates: a stored code moves about 16 bytes per
-# feature, each concept costs a dense step 8 operations, and a recent device does 12 (float32)
-# to 100 (bfloat16) of them in the time of a byte: equal at a share of 1/25 to 1/200.
-_FEWEST_CONCEPTS = {"cpu": 256, "cuda": 4096}
-_LARGEST_SHARE = {"cpu": 1 / 8, "cuda": 1 / 128}
+# Below this width, and above this share of stored codes, dense products are faster.
+_FEWEST_CONCEPTS = 256
+_LARGEST_SHARE = {"cpu": 1 / 8, "cuda": 1 / 32}
 # Steps until it is tried again whether codes are sparse.
 _PAUSE = 32
 
@@ -35,7 +32,7 @@ class StoredSteps:
         self.obstacle = self._obstacle(net)
         self.precision = net.amp_dtype if self._rounds(net) else None
         self.workspace: Workspace | None = None
-        self.screened = False
+        self.screened, self.n_missed = False, 0
         self.n_steps = self.n_dense = 0
         self.next_try = 0
 
@@ -44,8 +41,6 @@ class StoredSteps:
             return "as asked for"
         if self.device.type not in DEVICES:
             return "the kernels for stored codes are for CPUs and CUDA devices"
-        if not serves(self.wanted, self.device):
-            return f"backend='{self.device.type}' asks for the kernels for stored codes"
         if net.amp_dtype is not None and not self._rounds(net):
             return "use_amp in float16" if self.device.type == "cuda" else "use_amp"
         for part in (net.module_, net.criterion_):
@@ -80,7 +75,9 @@ class StoredSteps:
 
     def close(self) -> None:
         """Let go of the memory, at the end of training."""
-        self.screened = self.workspace is not None and self.workspace.n_screened > 0
+        if self.workspace is not None:
+            self.screened = self.workspace.n_screened > 0
+            self.n_missed = self.workspace.missed()
         self.workspace = None
 
     def check(self, n_stored: int, n_all: int) -> None:
@@ -100,13 +97,16 @@ class StoredSteps:
             )
         product = "" if self.precision is None else ", the encoder's product in bfloat16"
         if self.screened:
-            product = ", large pre-codes found in 8-bit integers"
+            how = "8-bit integers" if self.device.type == "cpu" else "bfloat16"
+            product = f", large pre-codes found in {how}"
+        if self.n_missed:
+            product += f", without certainty for {self.n_missed} rows"
         return f"{self.device.type} ({name(self.device)}{product}{dense})"
 
 
 def _size_obstacle(module, kind: str) -> str | None:
     m = module.nb_concepts
-    if m < _FEWEST_CONCEPTS[kind]:
+    if m < _FEWEST_CONCEPTS:
         return f"{m} concepts are too few for stored codes to pay"
     if getattr(module, "top_k", 0) > _LARGEST_SHARE[kind] * m:
         return f"top_k={module.top_k} of {m} concepts are too many for stored codes to pay"

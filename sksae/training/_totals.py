@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ._data import rounding
 
+_MOST_WAITING = 64
+
 
 @dataclass(frozen=True)
 class EpochValues:
@@ -39,8 +41,11 @@ class EpochTotals:
     def __init__(self, module, device: torch.device, sum_squares: float | None = None) -> None:
         self.module, self.known_sum_squares = module, sum_squares
         self.n_rows = self.n_batches = 0
-        zero = torch.zeros((), dtype=torch.float64, device=device)
-        self.loss, self.error, self.active = zero.clone(), zero.clone(), zero.clone()
+        # Loss, squared error and number of active codes: sums, and those of batches of equal
+        # size that wait to be added together, which takes fewer operations.
+        self.sums = torch.zeros(3, dtype=torch.float64, device=device)
+        self.waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.n_each = 0
         self.first_bad = torch.full((), -1, dtype=torch.int64, device=device)
         n_features = module.decoder_bias.shape[0]
         self.sum = torch.zeros(n_features, dtype=torch.float64, device=device)
@@ -50,19 +55,31 @@ class EpochTotals:
     def add(self, step: dict[str, Tensor]) -> None:
         """Add a batch: its loss, active codes, scaled target and reconstruction."""
         u, n = step["target"], len(step["target"])
-        loss = step["loss"].double()
-        self.loss += n * loss
-        if "error" in step:
-            self.error += step["error"].double() * u.numel()
-        else:
-            self.error += (u - step["y_pred"]).square().sum(dtype=torch.float64)
-        self.active += step["n_active"]
+        error = step.get("error")
+        if error is None:
+            error = (u - step["y_pred"]).square().mean(dtype=torch.float64)
+        if n != self.n_each or len(self.waiting) == _MOST_WAITING:
+            self._add_waiting()
+        self.n_each = n
+        self.waiting.append((step["loss"], error, step["n_active"]))
         if self.known_sum_squares is None:
             self._add_rows(u)
-        bad = ~torch.isfinite(loss) & (self.first_bad < 0)
-        self.first_bad = torch.where(bad, self.n_batches, self.first_bad)
         self.n_rows += n
         self.n_batches += 1
+
+    def _add_waiting(self) -> None:
+        if not self.waiting:
+            return
+        columns = zip(*self.waiting, strict=True)
+        loss, error, active = (torch.stack(column).double() for column in columns)
+        before = self.n_batches - len(self.waiting)
+        bad = ~torch.isfinite(loss)
+        first = torch.where(bad.any(), before + bad.to(torch.int64).argmax(), -1)
+        self.first_bad = torch.where(self.first_bad < 0, first, self.first_bad)
+        n_features = len(self.sum)
+        added = (loss.sum() * self.n_each, error.sum() * self.n_each * n_features, active.sum())
+        self.sums += torch.stack(added)
+        self.waiting = []
 
     def _add_rows(self, u: Tensor) -> None:
         if self.n_batches == 0:
@@ -86,17 +103,19 @@ class EpochTotals:
             If a training loss was not finite, with its step.
         """
         n = self.n_rows
+        self._add_waiting()
+        loss, error, active = self.sums.tolist()
         first_bad = int(self.first_bad)
         if n_steps is not None and first_bad >= 0:
             raise not_finite(n_steps - self.n_batches + first_bad)
         total = self._sum_squares() if self.known_sum_squares is None else self.known_sum_squares
         dead = self.module.samples_since_fired >= n
         return EpochValues(
-            loss=float(self.loss) / n,
+            loss=loss / n,
             n_batches=self.n_batches,
             sum_squares=total,
-            explained_variance=_explained(float(self.error), total),
-            l0=float(self.active) / n,
+            explained_variance=_explained(error, total),
+            l0=active / n,
             dead_fraction=float(dead.double().mean()),
         )
 

@@ -19,6 +19,7 @@ from sksae import MatchingPursuitSAE, TopKSAE, VanillaSAE
 from sksae.losses import dead_neurons_reanimation
 from sksae.metrics import explained_variance
 from sksae.modules import load_overcomplete_sae
+from sksae.training import _data
 
 
 def absolute_error(x, x_hat, pre_codes, codes, dictionary):
@@ -148,7 +149,7 @@ def test_blocks_of_transform_do_not_show(make, X, monkeypatch):
     sae = make().fit(X)
     whole, dense_sae = codes_of(sae, X), copy.deepcopy(sae).set_params(sparse_output=False)
     score = sae.score(X)
-    monkeypatch.setattr("sksae.training._data._BLOCK_BYTES", 7 * 24 * 4)
+    monkeypatch.setitem(_data._BLOCK_BYTES, "cpu", 7 * 24 * 4)
     np.testing.assert_allclose(codes_of(sae, X), whole, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(dense_sae.transform(X), whole, rtol=1e-5, atol=1e-6)
     assert sae.score(X) == pytest.approx(score, abs=1e-6)

@@ -151,9 +151,9 @@ def test_weights_are_rounded_by_the_step_that_changes_them():
     optimizer = torch.optim.Adam([weight])
     first = workspace.pre_codes(c, weight, bias)
     codes, values = top_k(first, 4)
-    gradients = RowGradients()
+    gradients = RowGradients(workspace=workspace)
     gradients.add("encoder", codes, values, c, False)
-    gradients.step({"encoder": weight}, optimizer, workspace)
+    gradients.step({"encoder": weight}, optimizer)
     second = workspace.pre_codes(c, weight, bias)
     assert second.table is first.table
     anew = Rounded(weight)
@@ -183,9 +183,9 @@ def test_roundings_of_weights_that_a_step_changed_unseen_are_not_kept():
     def step():
         pre = workspace.pre_codes(c, weight, bias)
         codes, values = top_k(pre, 4)
-        gradients = RowGradients()
+        gradients = RowGradients(workspace=workspace)
         gradients.add("encoder", codes, values, c, False)
-        return pre, lambda: gradients.step({"encoder": weight}, optimizer, workspace)
+        return pre, lambda: gradients.step({"encoder": weight}, optimizer)
 
     step()[1]()
     before, finish = step()

@@ -17,7 +17,8 @@ LEFT_OUT += ("5-131-19-131", "split", "float64")
 def test_they_pass_the_tests_of_all_kernels_in_the_interpreter():
     """Triton asks the environment once, when it is imported."""
     here = Path(__file__).parent
-    tests = here / "test_kernels.py", f"{here / 'test_cuda.py'}::test_top_k_in_half_precision"
+    tests = [here / "test_kernels.py", here / "test_interpreted.py"]
+    tests.append(f"{here / 'test_cuda.py'}::test_top_k_in_half_precision")
     choice = "not " + " and not ".join(LEFT_OUT)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", choice]
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTEST_ADDOPTS": ""}
@@ -30,23 +31,51 @@ def test_they_pass_the_tests_of_all_kernels_in_the_interpreter():
 
 
 BLOCKS = {"ENTRIES": 16, "FEATURES": 128}
+ROW = {"ENTRIES": 8, "FEATURES": 1024}
+ADAM = {"LOG1": -0.1, "LOG2": -0.001, "BETA1": 0.9, "BETA2": 0.999, "EPS": 1e-8, "TINY": 1e-8}
+ADAM |= {"TANGENT": True, "EXTRA": True, "BLOCK": 256}
 
 
-def kernels(t):
+def kernels(t, half):
     """Give, for a type of numbers, the arguments of each kernel: types, constants, warps."""
-    yield "_sum_rows", f"starts:*i32 index:*i32 weights:{t} table:{t} out:{t} d:i32", BLOCKS, 4
-    yield "_products", f"starts:*i32 columns:*i32 rows:{t} dictionary:{t} out:{t} d:i32", BLOCKS, 4
+    yield "_sum_rows", f"table:{half} starts:*i32 index:*i32 weights:{t} out:{t} d:i32", BLOCKS, 4
+    yield "_products", f"rows:{t} dictionary:{t} starts:*i32 columns:*i32 out:{t} d:i32", BLOCKS, 4
     yield "_remove_parallel", f"gradient:{t} atoms:{t} d:i32", {"FEATURES": 1024}, 4
+    entries = f"index:*i32 weights:{t}"
+    types = f"table:{half} concepts:*i32 {entries} out:{t} m:i32 d:i32"
+    yield "_block_sums", types, BLOCKS | {"BLOCK": 256}, 4
+    types = f"x:{t} scale:{t} center:{t} limit:{t} out:{t} d:i32"
+    yield "_scale_rows", types, {"FEATURES": 1024}, 4
+    types = f"dictionary:{half} starts:*i32 columns:*i32 values:{t} bias:{t} target:{t} "
+    types += f"x_hat:{t} error:{half} slopes:{t} squares:{t} d:i32"
+    yield "_reconstruct", types, ROW, 4
+    types = f"rows:{t} mean:{t} square:{t} starts:*i32 {entries} table:{half} blocks:{t} "
+    types += f"place:*i64 extra:{t} copy:{half} steps:*fp32 rate:*fp64 d:i32"
+    yield "_adam_rows", types, ADAM | ROW | {"COPY": t != half}, 4
+    types = f"entries:{t} gradient:{t} mean:{t} square:{t} steps:*fp32 rate:*fp64 n:i32"
+    constants = {name: ADAM[name] for name in ("LOG1", "LOG2", "BETA1", "BETA2", "EPS")}
+    yield "_adam", types, constants | {"SIZE": 1024}, 4
 
 
 def selections():
     for t, lowest in (("*fp32", 0), ("*bf16", 16)):
         constants = {"LOWEST": lowest, "COLUMNS": 2**15}
         yield "_top_k", f"pre:{t} columns:*i32 values:{t} m:i32 k:i32", constants, 32
+        constants = {"LOWEST": lowest, "GROUPS": 1024, "SIZE": 24}
+        yield "_top_groups", f"pre:{t} groups:*i32 m:i32 k:i32", constants, 4
+        constants = constants | {"SIZE": 32, "N_GROUPS": 32}
+        types = f"pre:{t} groups:*i32 columns:*i32 values:{t} m:i32 k:i32"
+        yield "_top_of_groups", types, constants, 4
 
 
 @pytest.mark.parametrize(
-    "name, types, constants, n_warps", [*kernels("*fp32"), *kernels("*fp64"), *selections()]
+    "name, types, constants, n_warps",
+    [
+        *kernels("*fp32", "*fp32"),
+        *kernels("*fp32", "*bf16"),
+        *kernels("*fp64", "*fp64"),
+        *selections(),
+    ],
 )
 def test_they_compile_for_a_device_that_need_not_be_there(name, types, constants, n_warps):
     from triton import compile

@@ -1,0 +1,140 @@
+"""The encoder's product in bfloat16, which tells a CUDA device where the large pre-codes are.
+
+Such a product takes a tenth of the time of one in float32. The pre-codes that may be selected are
+then computed in float32: as `_screen` does it on the CPU, with other roundings. Those of rows c
+and weights W to bfloat16 have about the standard deviation, each relative to its entry,
+``2^-8 / sqrt(3)``, so that a pre-code is off by about::
+
+    sqrt(2 / 3) * 2^-8 * |c| |W_j| / sqrt(n_features)
+
+and by its own rounding. What lies within 8 of these deviations is level with what it is compared
+with. Rows in which pre-codes that were not computed may be among the largest are computed whole.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+from .._linear import linear
+from ._codes import SparseCodes
+
+_LEVEL = 8 * math.sqrt(2 / 3) * 2**-8
+# Of a pre-code and of a bias.
+_ROUNDING = 2**-7
+_FEWEST_CONCEPTS, _FEWEST_FEATURES, _FEWEST_ROWS = 4096, 64, 64
+# Pre-codes computed for each one selected, the share of all up to which that is faster, and the
+# share of rows that are computed whole: those that may need it most.
+_TRIED, _FEWEST_TRIED, _LARGEST_SHARE, _AGAIN = 2, 32, 1 / 16, 1 / 64
+
+
+def screens(memory: Tensor) -> bool:
+    """Tell whether pre-codes of this shape and precision are found faster like this."""
+    wide = memory.shape[1] >= _FEWEST_CONCEPTS
+    return memory.device.type == "cuda" and memory.dtype == torch.float32 and wide
+
+
+def serves(c: Tensor) -> bool:
+    """Tell whether these rows are worth it."""
+    return c.shape[0] >= _FEWEST_ROWS and c.shape[1] >= _FEWEST_FEATURES
+
+
+class HalfScreened:
+    """Pre-codes (n, m) of which only those that matter are computed in float32.
+
+    Parameters
+    ----------
+    memory : Tensor of shape (n_max, m)
+        Overwritten.
+    c, weight, bias : Tensor of shape (n, d), (m, d) and (m,)
+    n_missed : Tensor of shape (), int64, optional
+        To which the number of rows is added that should have been computed whole and were not.
+        Without it the device is asked for it, and all rows are.
+    """
+
+    def __init__(
+        self, memory: Tensor, c: Tensor, weight: Tensor, bias: Tensor, n_missed: Tensor | None
+    ) -> None:
+        self.memory, self.n_missed = memory, n_missed
+        self.c, self.weight, self.bias = (t.detach() for t in (c, weight, bias))
+        self.shape = len(c), len(weight)
+        self.dtype, self.device = bias.dtype, bias.device
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def new_zeros(self, shape) -> Tensor:
+        """Give zeros as a tensor of pre-codes does."""
+        return self.bias.new_zeros(shape)
+
+    def dense(self) -> Tensor:
+        """Give all pre-codes in float32."""
+        out = self.memory[: len(self)]
+        linear(self.c, self.weight, self.bias, out)
+        return out
+
+    def _half(self) -> Tensor:
+        n, m = self.shape
+        out = self.memory.flatten().view(torch.bfloat16)[: n * m].view(n, m)
+        c, weight, bias = (t.bfloat16() for t in (self.c, self.weight, self.bias))
+        linear(c, weight, bias, out)
+        return out
+
+    @functools.cached_property
+    def _level(self) -> Tensor:
+        """How far pre-codes may be off by the roundings of each row and of weights, shape (n,)."""
+        sizes, largest = (torch.linalg.vector_norm(t, dim=1) for t in (self.c, self.weight))
+        level = _LEVEL / math.sqrt(self.c.shape[1]) * sizes * largest.max()
+        return level + _ROUNDING * self.bias.abs().max()
+
+    def _exact(self, codes: SparseCodes) -> Tensor:
+        from ._cuda import products
+
+        exact = products(codes, self.c, self.weight)
+        return exact.add_(self.bias.index_select(0, codes.columns))
+
+    def top_k(self, k: int) -> tuple[SparseCodes, Tensor] | None:
+        """Select as `_cuda.top_k` does; None if a product in float32 is to do it."""
+        from ._cuda import top_k
+
+        n, m = self.shape
+        n_tried = max(_TRIED * k, _FEWEST_TRIED)
+        if n_tried > _LARGEST_SHARE * m:
+            return None
+        tried, rounded = top_k(self._half(), n_tried)
+        values, at = self._exact(tried).view(n, -1).topk(k, dim=1)
+        columns = tried.columns.view(n, -1).gather(1, at)
+        # No pre-code that was not tried exceeds the least of those that were, but for rounding.
+        least = rounded.view(n, -1).amin(dim=1).float()
+        surplus = values[:, -1] - (least * (1 + _ROUNDING) + self._level)
+        n_again = math.ceil(_AGAIN * n)
+        again = surplus.topk(n_again, largest=False, sorted=False).indices
+        unsure = ~(surplus >= 0)
+        n_missed = unsure.sum() - unsure.index_select(0, again).sum()
+        if self.n_missed is not None:
+            self.n_missed += n_missed
+        elif bool(n_missed > 0):
+            return None
+        pre = torch.addmm(self.bias, self.c.index_select(0, again), self.weight.T)
+        codes, anew = top_k(pre, k)
+        columns.index_copy_(0, again, codes.columns.view(n_again, k))
+        values = values.relu().index_copy_(0, again, anew.view(n_again, k)).flatten()
+        indptr = torch.arange(n + 1, dtype=torch.int32, device=self.device) * k
+        return SparseCodes(indptr, columns.flatten(), m, values > 0, k), values
+
+    def above(self, cut: Tensor) -> tuple[SparseCodes, Tensor] | None:
+        """Select as `_gathers.above` does; None if a product in float32 is to do it."""
+        from ._gathers import above
+
+        n, m = self.shape
+        cut = cut.to(self.dtype).expand(m)
+        half, lowest = self._half(), cut - _ROUNDING * cut.abs() - self._level.max()
+        if int((half > lowest).sum()) > _LARGEST_SHARE * n * m:
+            return None
+        codes, _ = above(half, lowest)
+        values = self._exact(codes)
+        kept = values > cut.index_select(0, codes.columns)
+        return codes.keep(kept), values[kept]

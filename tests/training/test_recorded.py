@@ -1,0 +1,156 @@
+"""Steps that are repeated from a record, with what stands for a CUDA graph on the CPU.
+
+Where a graph runs what it recorded, the stand-in calls what was recorded again, and writes the
+results where the first ones are.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from sksae import BatchTopKSAE, JumpReLUSAE, TopKSAE
+from sksae.datasets import make_activations
+from sksae.losses import _criterion
+from sksae.training import SAENet, _net, _recorded
+from sksae.training._recorded import RecordedSteps, _places
+
+
+@pytest.fixture(scope="module")
+def X():
+    return make_activations(1500, 12, 24, n_active=4, noise=0.05, random_state=0)[0]
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Record steps on the CPU; give what was recorded and how often each was repeated."""
+    pytest.importorskip("numba")
+    recorded = []
+
+    def capture(work):
+        weights = [p.detach().clone() for p in net.module_.parameters()]
+        state = {p: {k: v.clone() for k, v in s.items()} for p, s in net.optimizer_.state.items()}
+        counts = net.module_.samples_since_fired.clone()
+        record = list(records[0].records.values())[-1]
+        results = work()
+        # What is recorded is not done.
+        with torch.no_grad():
+            for parameter, before in zip(net.module_.parameters(), weights, strict=True):
+                parameter.copy_(before)
+            for parameter, values in state.items():
+                for name, value in values.items():
+                    net.optimizer_.state[parameter][name].copy_(value)
+            net.module_.samples_since_fired.copy_(counts)
+        entry = {"n": 0}
+        recorded.append(entry)
+
+        def replay():
+            entry["n"] += 1
+            with records[0]._inputs_read(record):
+                for result, again in zip(results, work(), strict=True):
+                    result.copy_(again)
+
+        return replay, results
+
+    nets, records = [], []
+
+    class Recorded(RecordedSteps):
+        def __init__(self, net):
+            super().__init__(net)
+            nets[:], records[:] = [net], [self]
+
+    original = SAENet.take_step
+
+    def take_step(self, x, y, rate=None):
+        # The kernels for the CPU read the rate in the optimizer, where it is the same.
+        assert rate is None or float(rate) == self.optimizer_.param_groups[0]["lr"]
+        done = original(self, x, y, None)
+        self.module_.row_gradients = None
+        return done
+
+    class Net:
+        def __getattr__(self, name):
+            return getattr(nets[0], name)
+
+    net = Net()
+    monkeypatch.setattr(SAENet, "take_step", take_step)
+    monkeypatch.setattr(_recorded, "_capture", capture)
+    monkeypatch.setattr(_net, "RecordedSteps", Recorded)
+    monkeypatch.setattr(_net, "_repeats_on", lambda device: True)
+    monkeypatch.setattr(_criterion, "has_dead_loss", lambda device: False)  # as on CUDA devices
+    return recorded
+
+
+def fit(cls, X, **params):
+    params = {"nb_epochs": 12, "batch_size": 64, "random_state": 0, "top_k": 4} | params
+    return cls(300, backend="cpu", device="cpu", **params).fit(X)
+
+
+@pytest.mark.parametrize("cls", [TopKSAE, BatchTopKSAE])
+@pytest.mark.parametrize(
+    "params",
+    [{}, {"auxk_coefficient": 0.0}, {"dead_after": 200}, {"relative_start": 0.9}],
+    ids=lambda params: " ".join(params) or "defaults",
+)
+def test_a_fit_of_repeated_steps_is_the_fit(cls, params, X, graphs, monkeypatch):
+    """The last batch of an epoch is smaller, and so is taken as ever."""
+    if cls is TopKSAE and "relative_start" in params:
+        pytest.skip("of variants whose rows share codes")
+    repeated = fit(cls, X, **params)
+    n_repeated = sum(entry["n"] for entry in graphs)
+    assert n_repeated > (20 if "dead_after" in params else 60)
+    monkeypatch.setattr(_net, "_repeats_on", lambda device: False)
+    plain = fit(cls, X, **params)
+    assert sum(entry["n"] for entry in graphs) == n_repeated
+    np.testing.assert_allclose(repeated.components_, plain.components_, atol=1e-4)
+    for key in ("train_loss", "l0", "explained_variance", "dead_fraction"):
+        np.testing.assert_allclose(repeated.history_[:, key], plain.history_[:, key], rtol=1e-3)
+    assert repeated.n_steps_ == plain.n_steps_
+    assert repeated.backend_ == plain.backend_
+
+
+def test_what_is_not_the_same_is_recorded_anew_or_not_at_all(X, graphs):
+    fit(TopKSAE, X, k_anneal=144, nb_epochs=6)
+    assert sum(entry["n"] for entry in graphs) < 100  # k goes from 16 to 4
+    graphs.clear()
+    JumpReLUSAE(300, target_l0=4, nb_epochs=6, batch_size=64, backend="cpu", device="cpu").fit(X)
+    assert graphs == []
+
+
+def test_a_record_that_fails_is_not_tried_again(X, graphs, monkeypatch):
+    def fail(work):
+        work()
+        raise RuntimeError("not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(_recorded, "_capture", fail)
+    with pytest.warns(RuntimeWarning, match=r"CUDA graph \(not permitted when .* capturing\)"):
+        sae = fit(TopKSAE, X)
+    assert sae.n_steps_ == 12 * 24
+
+
+def test_places_for_dead_concepts_change_seldom():
+    sizes = [(0, 0), (1, 64), (64, 64), (65, 128), (64, 128), (33, 128), (32, 64), (20, 64)]
+    sizes += [(3000, 4096), (0, 0), (16, 64), (2, 64)]
+    before = 0
+    for n_dead, expected in sizes:
+        before = _places(n_dead, before)
+        assert before == expected
+
+
+def test_few_records_are_kept(X, graphs, monkeypatch):
+    """As the number of dead concepts goes up and down, one is repeated that was made before."""
+    kept, original = [], RecordedSteps.step
+
+    def step(self, x, y):
+        # None, some or many of the places are taken, in turns of twelve steps.
+        n = [0, 40, 90, 200, 0, 40][self.net.n_steps_ // 12 % 6]
+        self.net.module_.dead_concepts = torch.arange(n)
+        done = original(self, x, y)
+        kept.append(len(self.records))
+        return done
+
+    monkeypatch.setattr(RecordedSteps, "step", step)
+    monkeypatch.setattr(SAENet, "_after_step", lambda self, done: None)
+    sae = fit(TopKSAE, X, nb_epochs=8)
+    assert max(kept) == 3 and sae.n_steps_ == 192
+    assert len(graphs) > 3  # the first is forgotten when the fourth is made
+    assert sum(entry["n"] for entry in graphs) > 30
