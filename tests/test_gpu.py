@@ -26,7 +26,17 @@ from sksae import (
 )
 from sksae.datasets import make_activations
 from sksae.intervention import spliced_loss
-from sksae.kernels import RowGradients, Workspace, _cuda, _gathers, steps_by_rows
+from sksae.kernels import (
+    RowGradients,
+    Workspace,
+    _cuda,
+    _gathers,
+    dead_loss,
+    has_dead_loss,
+    steps_by_rows,
+)
+from sksae.losses import auxk_loss
+from sksae.losses._functions import LEAK
 from sksae.modules import TopKModule
 from sksae.training import SAENet
 from sksae.training._data import RowBatches
@@ -274,6 +284,26 @@ def test_a_step_by_rows(d, dtype, block, monkeypatch):
         assert half or off.max() < tolerance
         assert off.mean() < tolerance / 10
     assert (u_hat - plain).abs().mean() < 10 * tolerance * plain.std()
+
+
+@pytest.mark.parametrize("use_amp", [False, True])
+@pytest.mark.parametrize("n_dead, k", [(5, 9), (300, 64), (2048, 384), (40000, 100)])
+def test_the_loss_of_dead_concepts(n_dead, k, use_amp):
+    """Beside the formula under autograd in float64."""
+    shapes = [(500, 96), (n_dead, 96), (n_dead,), (n_dead, 128), (500, 128), (500, 128)]
+    c, weight, bias, dictionary, target, x_hat = (torch.randn(s, device="cuda") for s in shapes)
+    parameters = [t.requires_grad_() for t in (weight, bias, dictionary)]
+    assert has_dead_loss(c.device)
+    with torch.autocast("cuda", torch.bfloat16, enabled=use_amp):
+        loss = dead_loss(c, (weight, bias), dictionary, target, x_hat, k, LEAK)
+    pre = torch.nn.functional.linear(c.double(), weight.double(), bias.double())
+    expected = auxk_loss((target - x_hat).double(), pre, dictionary.double(), k)
+    tolerance = 0.1 if use_amp else 1e-3
+    assert torch.allclose(loss.double(), expected, rtol=tolerance)
+    ours, theirs = (torch.autograd.grad(x, parameters) for x in (loss, expected))
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.dtype == torch.float32
+        assert (one - other).norm() < 2 * tolerance * other.norm()
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.float64, 1e-12)])

@@ -68,6 +68,11 @@ class JumpReLUSAE(BaseSAE):
         meanwhile, and no threshold learns; then all start from the one that keeps
         ``target_l0`` codes on average. With 1.0 they stay there, equal for all concepts. See
         the Notes for when that helps and when it harms.
+    relative_start : float or int, default=0.0
+        Over that share of the steps of the fit, counted in the same way, the norm of a sample
+        comes to count: a step sees samples whose distance from the decoder bias is divided by
+        ``(norm / root mean square norm) ** p``, with ``p`` falling linearly from 1 to 0. What
+        ``history_`` tells of these epochs is of such samples. See the Notes.
     resample_dead : bool, default=False
         At the end of each epoch in the first half of the fit, start dead concepts anew at
         badly reconstructed rows [2]_. Without effect in `partial_fit`.
@@ -102,6 +107,12 @@ class JumpReLUSAE(BaseSAE):
     of the codes from 0.78 to 0.61, at equal explained variance: more of it is no evidence of
     better concepts.
 
+    A ``relative_start`` has the same two sides: large samples no longer take most of what lies
+    above the thresholds, so that other concepts learn as well. With 0.5, 63 and 78 % of those
+    400 features were found (120,000 rows, two seeds). On the token activations, 300 steps, it
+    raised explained variance from 0.870 to 0.873 at 1,024 concepts and lowered it from 0.883
+    to 0.881 at 4,096; F1 on ``make_synth_bench`` fell to 0.66.
+
     References
     ----------
     .. [1] Rajamanoharan et al. (2024), "Jumping ahead: improving reconstruction fidelity
@@ -124,6 +135,7 @@ class JumpReLUSAE(BaseSAE):
         "l0_coefficient": COEFFICIENT,
         **PENALISED,
         "topk_start": STEPS,
+        "relative_start": STEPS,
         "bandwidth": POSITIVE,
         "kernel": one_of(KERNEL_NAMES),
     }
@@ -136,6 +148,7 @@ class JumpReLUSAE(BaseSAE):
         target_l0=None,
         sparsity_warmup=0.05,
         topk_start=0.0,
+        relative_start=0.0,
         resample_dead=False,
         bandwidth=1.0,
         kernel="rectangle",
@@ -146,6 +159,7 @@ class JumpReLUSAE(BaseSAE):
         self.target_l0 = target_l0
         self.sparsity_warmup = sparsity_warmup
         self.topk_start = topk_start
+        self.relative_start = relative_start
         self.resample_dead = resample_dead
         self.bandwidth = bandwidth
         self.kernel = kernel

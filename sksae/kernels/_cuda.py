@@ -23,6 +23,7 @@ __all__ = [
     "above",
     "adam_",
     "adam_rows_",
+    "keep_dead",
     "largest",
     "name",
     "products",
@@ -84,6 +85,35 @@ def above(pre: Tensor | HalfScreened, cut: Tensor) -> tuple[SparseCodes, Tensor]
         chosen = pre.above(cut)
         return above(pre.dense(), cut) if chosen is None else chosen
     return _gathers.above(pre, cut)
+
+
+def keep_dead(pre: Tensor, k: int, leak: float) -> tuple[Tensor, Tensor]:
+    """Keep the k largest pre-codes of each row, by a leaky ReLU.
+
+    Parameters
+    ----------
+    pre : Tensor of shape (n, n_dead)
+        Pre-codes; minus infinity where there is none.
+    k : int
+        How many are kept, if there are as many.
+    leak : float
+        Slope where pre-codes are not positive.
+
+    Returns
+    -------
+    codes, slopes : Tensor of shape (n, n_dead)
+        The codes and their derivatives by the pre-codes; 0 for those that are not kept.
+    """
+    kernels, width = compiled(), pre.shape[1]
+    if kernels is not None and width <= kernels.WIDEST and pre.dtype != torch.float64:
+        return kernels.keep_dead(pre, k, leak)
+    slopes = torch.ones_like(pre).masked_fill_(pre <= 0, leak)
+    left_out = pre == -torch.inf
+    if k < width:
+        others = torch.ones_like(left_out).scatter_(1, pre.topk(k, dim=1).indices, False)
+        left_out = left_out | others
+    slopes.masked_fill_(left_out, 0)
+    return pre.masked_fill(left_out, 0) * slopes, slopes
 
 
 def largest(

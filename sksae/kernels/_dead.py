@@ -11,10 +11,12 @@ goes by the stored codes alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from . import _cpu, _ops
+from . import _cpu, _cuda, _ops
 from ._codes import SparseCodes
 from ._screen import Workspace
 from ._threads import split
@@ -27,7 +29,9 @@ _BLOCK = 256
 
 def has_dead_loss(device: torch.device) -> bool:
     """Tell whether `dead_loss` works on a device."""
-    return device.type == "cpu" and _cpu.compiled() is not None
+    if device.type == "cpu":
+        return _cpu.compiled() is not None
+    return device.type == "cuda" and _cuda.compiled() is not None
 
 
 def dead_loss(
@@ -46,7 +50,7 @@ def dead_loss(
     c : Tensor of shape (n, n_inputs)
         What their encoder gets.
     encoder : tuple of Tensor of shape (n_dead, n_inputs) and (n_dead,)
-        Its weight and bias.
+        Its weight and bias, on a CUDA device minus infinity where there is no concept.
     dictionary : Tensor of shape (n_dead, d)
     target, x_hat : Tensor of shape (n, d)
         Their difference is the residual, which gets no gradient.
@@ -61,8 +65,15 @@ def dead_loss(
         One number, with gradients to encoder and dictionary: the mean square of what is left
         of the residual divided by that of the residual; 0 where the residual is.
     """
-    sums = _sums_of_stored if _SPARSE_FROM * k <= len(dictionary) else _sums
+    sums = _way(c.device, k, len(dictionary))
     return _DeadLoss.apply(sums, c, *encoder, dictionary, target, x_hat, k, leak)
+
+
+def _way(device: torch.device, k: int, n_dead: int) -> Callable[..., list[Tensor]]:
+    """Give the function that computes the loss and its gradients."""
+    if device.type != "cpu":
+        return _sums_on_device
+    return _sums_of_stored if _SPARSE_FROM * k <= n_dead else _sums
 
 
 class _DeadLoss(torch.autograd.Function):
@@ -95,6 +106,23 @@ def _sums(rows, parameters, k: int, leak: float, wanted) -> list[Tensor]:
     split(work, len(rows[0]))
     # In the order of the rows, so that sums do not depend on which thread was first.
     return [sum(each) for each in zip(*(parts[s] for s in sorted(parts)), strict=True)]
+
+
+def _sums_on_device(rows, parameters, k: int, leak: float, wanted) -> list[Tensor]:
+    """Give what `_sums` gives, all rows at once, in autocast's precision if there is one."""
+    (c, target, x_hat), (weight, bias, dictionary) = rows, parameters
+    codes, slopes = _cuda.keep_dead(torch.addmm(bias, c, weight.T), k, leak)
+    residual = target - x_hat
+    off = codes @ dictionary - residual
+    by_codes = (off @ dictionary.T).mul_(slopes) if wanted[0] or wanted[1] else codes
+    none = residual.new_zeros(())
+    return [
+        off.square().sum(),
+        residual.square().sum(),
+        (by_codes.T @ c).to(weight.dtype) if wanted[0] else none,
+        by_codes.sum(dim=0, dtype=bias.dtype) if wanted[1] else none,
+        (codes.T @ off).to(dictionary.dtype) if wanted[2] else none,
+    ]
 
 
 def _sums_of_stored(rows, parameters, k: int, leak: float, wanted) -> list[Tensor]:

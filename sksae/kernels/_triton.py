@@ -226,16 +226,21 @@ def _remove_parallel(gradient, atoms, d, FEATURES: tl.constexpr):
 
 
 @triton.jit
-def _chosen(bits, k, LOWEST: tl.constexpr):
+def _search(keys, k, cut, BITS: tl.constexpr):
     """Tell which k are largest, of equal ones the first; searches the bits of the k-th."""
-    cut = 0
-    for step in range(31 - LOWEST):
-        higher = cut | (1 << (30 - step))
-        n_reaching = tl.sum((bits >= higher).to(tl.int32), axis=0)
+    for step in range(BITS):
+        higher = cut | (1 << (BITS - 1 - step))
+        n_reaching = tl.sum((keys >= higher).to(tl.int32), axis=0)
         cut = tl.where(n_reaching >= k, higher, cut)
-    above, equal = bits > cut, (bits == cut).to(tl.int32)
+    above, equal = keys > cut, (keys == cut).to(tl.int32)
     n_equal = k - tl.sum(above.to(tl.int32), axis=0)
     return above | ((equal > 0) & (tl.cumsum(equal, axis=0) <= n_equal))
+
+
+@triton.jit
+def _chosen(bits, k, LOWEST: tl.constexpr):
+    """Tell which k of whole numbers are largest; of those not negative, LOWEST bits are 0."""
+    return _search(bits >> LOWEST, k, tl.full((), 0, tl.int32), 31 - LOWEST)
 
 
 @triton.jit
@@ -260,6 +265,25 @@ def _top_k(pre, columns, values, m, k, LOWEST: tl.constexpr, COLUMNS: tl.constex
     x = tl.load(pre + i * m + j, mask=j < m, other=0.0).to(tl.float32)
     chosen = _chosen(tl.where(j < m, _bits(x), -1), k, LOWEST)
     _store_chosen(columns, values, i * k, chosen, j, x)
+
+
+@triton.jit
+def _keep_dead(
+    pre, codes, slopes, m, k, leak, LOWEST: tl.constexpr, COLUMNS: tl.constexpr
+):  # fmt: skip
+    """Keep the k largest of a row, of whatever sign, by a leaky ReLU."""
+    i = tl.program_id(0).to(tl.int64)
+    j = tl.arange(0, COLUMNS)
+    x = tl.load(pre + i * m + j, mask=j < m, other=float("-inf")).to(tl.float32)
+    bits = x.to(tl.int32, bitcast=True)
+    keys = (bits ^ ((bits >> 31) & 0x7FFFFFFF)) >> LOWEST  # in the order of the numbers
+    n_positive = tl.sum((keys >= 0).to(tl.int32), axis=0)
+    start = tl.where(n_positive >= k, 0, -(1 << (31 - LOWEST)))
+    chosen = _search(keys, k, start, 31 - LOWEST) & (x != float("-inf"))
+    slope = tl.where(chosen, tl.where(x > 0, 1.0, leak), 0.0)
+    code = tl.where(chosen, x, 0.0) * slope
+    tl.store(codes + i * m + j, code.to(codes.dtype.element_ty), mask=j < m)
+    tl.store(slopes + i * m + j, slope.to(slopes.dtype.element_ty), mask=j < m)
 
 
 @triton.jit
@@ -371,6 +395,16 @@ def top_k(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     constants |= {"N_GROUPS": n_groups, "num_warps": max(1, min(16, size * n_groups // 256))}
     _launch(_top_of_groups, (n,), pre, chosen, columns, values, m, k, SIZE=size, **constants)
     return columns, values
+
+
+def keep_dead(pre: Tensor, k: int, leak: float) -> tuple[Tensor, Tensor]:
+    """Keep the k largest pre-codes of each row, by a leaky ReLU; see `_cuda.keep_dead`."""
+    (n, m), pre = pre.shape, pre.contiguous()
+    codes, slopes = torch.empty_like(pre), torch.empty_like(pre)
+    width, lowest = triton.next_power_of_2(m), 16 if pre.dtype == torch.bfloat16 else 0
+    constants = {"LOWEST": lowest, "COLUMNS": width, "num_warps": max(1, min(32, width // 512))}
+    _launch(_keep_dead, (n,), pre, codes, slopes, m, min(k, m), leak, **constants)
+    return codes, slopes
 
 
 def sum_rows(starts: Tensor, index: Tensor, weights: Tensor, table: Tensor) -> Tensor:

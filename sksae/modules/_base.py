@@ -104,8 +104,10 @@ class SAEModule:
     screens = True
     # Whether each sample keeps its own largest codes, as at the start of a fit it may.
     per_sample = False
-    # Power of their size by which rows are divided where they share codes, see `row_sizes`.
+    # Power of their size by which rows are divided: where they share codes, see `row_sizes`, or
+    # where they have codes above thresholds, themselves, see `start_rows`.
     relative: float | Tensor = 0.0
+    has_start_rows = False
     # Whether a step, by its operations, depends on no values, so that it can be repeated as it
     # was; of a class alone, and not of its subclasses.
     repeats = False
@@ -199,6 +201,10 @@ class SAEModule:
     def sparsify(self, pre_codes: Tensor, relu_codes: Tensor) -> Tensor:
         """Choose the active codes, shape (n, nb_concepts); here all of the encoder's."""
         return relu_codes
+
+    def start_rows(self, u: Tensor) -> Tensor:
+        """Give what a training step sees of scaled rows, shape (n, n_features); here the rows."""
+        return u
 
     def row_sizes(self, u: Tensor) -> Tensor | None:
         """Give what scaled rows, shape (n, n_features), are divided by where they share codes."""

@@ -86,9 +86,7 @@ class BatchTopKModule(_Annealed, SAEModule, overcomplete_sae.BatchTopKSAE):
         nothing = isinstance(self.relative, float) and not self.relative
         if nothing or self.per_sample or not self.training:
             return None
-        norms = torch.linalg.vector_norm(u - self.pre_bias, dim=1)
-        mean = norms.square().mean().sqrt().clamp(min=torch.finfo(u.dtype).tiny)
-        return (norms / mean).clamp(min=_SMALLEST_SIZE) ** self.relative
+        return _sizes(u - self.pre_bias, self.relative)
 
     def encode_scaled(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Give ``(pre_codes, codes)`` of scaled input."""
@@ -170,7 +168,10 @@ class JumpReLUModule(SAEModule, overcomplete_sae.JumpSAE):
 
     ``thresholds`` holds their logarithms, in scaled units. While ``per_sample``, each sample
     keeps its ``target_l0`` largest positive pre-codes instead, and no threshold has a gradient.
+    While ``relative`` is positive, the rows' norms are brought nearer each other.
     """
+
+    has_start_rows = True
 
     thresholds: torch.nn.Parameter
     kernel: str
@@ -197,6 +198,14 @@ class JumpReLUModule(SAEModule, overcomplete_sae.JumpSAE):
         if self.per_sample:
             return _largest_of_rows(relu_codes, relu_codes.detach(), self.k())
         return jump_relu(pre_codes, self.thresholds.exp(), self.kernel, self.bandwidth)
+
+    @torch.no_grad()
+    def start_rows(self, u: Tensor) -> Tensor:
+        """Divide the rows' differences from the bias by their sizes to the power ``relative``."""
+        if not self.relative or not self.training:
+            return u
+        c = u - self.pre_bias
+        return self.pre_bias + c / _sizes(c, self.relative)[:, None]
 
     def k(self) -> int:
         """Give the number of codes that a sample keeps while ``per_sample``."""
@@ -295,6 +304,13 @@ class JumpReLUModule(SAEModule, overcomplete_sae.JumpSAE):
         """Start the dead concepts anew, at the initial threshold."""
         self.thresholds[self.dead_concepts] = math.log(_INITIAL_THRESHOLD)
         super().revive(directions, encoder_share)
+
+
+def _sizes(c: Tensor, power: float | Tensor) -> Tensor:
+    """Give the norms of rows over their root mean square, to a power, shape (n,)."""
+    norms = torch.linalg.vector_norm(c, dim=1)
+    mean = norms.square().mean().sqrt().clamp(min=torch.finfo(c.dtype).tiny)
+    return (norms / mean).clamp(min=_SMALLEST_SIZE) ** power
 
 
 def _weight_of_new(module: SAEModule, weight: float) -> float:

@@ -73,7 +73,8 @@ class SAENet(NeuralNet):
         Steps at the start in which each sample keeps its own largest codes, before all share
         them; penalties and the target for L0 wait until then.
     relative_start : int
-        Steps over which the norms of samples come to count where samples share codes.
+        Steps over which the norms of samples come to count where samples share codes or have
+        codes above thresholds.
     l0_time : float
         Steps in which a target for L0 corrects the scale of the penalties, see `TargetL0`.
     backend : str
@@ -225,7 +226,10 @@ class SAENet(NeuralNet):
             self.history.record(f"{prefix}_loss", float("nan"))
             self.history.record(f"{prefix}_loss_best", False)
             return
-        totals = EpochTotals(self.module_, self._device(), self._sum_squares.get(prefix))
+        # At the start of a fit a module may see other rows than those that come again.
+        start = self.module_.has_start_rows and self.n_steps_ < self.relative_start
+        known = None if training and start else self._sum_squares.get(prefix)
+        totals = EpochTotals(self.module_, self._device(), known)
         self._set_training(training)
         self.stored_steps_.forget()
         self._nan_fallbacks, self._full_precision = 0, False
@@ -240,6 +244,8 @@ class SAENet(NeuralNet):
             self._record_batch(step, batch, training, prefix, hooked)
             yield
         self._record_epoch(totals, prefix, training)
+        if training and start:
+            del self._sum_squares[prefix]
 
     def _record_batch(self, step, batch, training, prefix, hooked):
         every = self.monitoring
@@ -425,7 +431,7 @@ class SAENet(NeuralNet):
     def _scaled(self, x, y, pull_in=False):
         """Give input and target in scaled units; an autoencoder's target is its input."""
         module = self.module_
-        u = module.scale_rows(x) if pull_in else x / module.input_scale
+        u = module.start_rows(module.scale_rows(x)) if pull_in else x / module.input_scale
         if y is x:
             return u, u
         target = y / module.output_scale

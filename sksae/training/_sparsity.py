@@ -15,7 +15,7 @@ def set_sparsity(net, data: RowBatches) -> None:
     While ``net.topk_start`` steps last, each sample keeps its own codes and no penalty
     counts, which then grows from nothing. When they end, thresholds start at what keeps as
     many codes of a sample of the rows. Over ``net.relative_start`` steps the size of a sample
-    comes to count where samples share codes.
+    comes to count where samples share codes or have codes above thresholds.
 
     Parameters
     ----------
@@ -49,8 +49,9 @@ def sparsity_is_settled(net) -> bool:
     -------
     bool
     """
+    start = net.relative_start if net.module_.has_start_rows else 0
     if net.module_.per_sample or net.n_steps_ < max(
-        net.topk_start + net.sparsity_warmup, net.k_anneal
+        net.topk_start + net.sparsity_warmup, net.k_anneal, start
     ):
         return False
     target = net.criterion_.target_l0

@@ -1,14 +1,14 @@
-"""Samples that share codes, at the start of a fit as if they were of one size."""
+"""Samples that share codes or thresholds, at the start of a fit as if they were of one size."""
 
 import numpy as np
 import pytest
 import torch
 from skorch.callbacks import Callback
 
-from sksae import BatchTopKSAE, MatryoshkaSAE
+from sksae import BatchTopKSAE, JumpReLUSAE, MatryoshkaSAE
 from sksae.datasets import make_korznikov
 from sksae.metrics import recovered_fraction
-from sksae.modules import BatchTopKModule, FrozenEncoderModule
+from sksae.modules import BatchTopKModule, FrozenEncoderModule, JumpReLUModule
 
 K, M = 3, 20
 
@@ -131,3 +131,48 @@ def test_more_planted_features_are_found_where_rows_differ_in_size():
         for start in (0.0, 0.2, 0.5)
     ]
     assert found[1] > 1.5 * found[0] and found[2] > 2 * found[0], found
+
+
+# -- thresholds of concepts -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("power", [0.3, 1.0])
+def test_jumprelu_sees_rows_of_nearer_norms(u, power):
+    module = JumpReLUModule(6, M, kernel="rectangle", bandwidth=1.0).double().train()
+    with torch.no_grad():
+        module.decoder_bias.normal_(std=0.3, generator=torch.manual_seed(2))
+    assert module.start_rows(u) is u
+    module.relative = power
+    bias = module.decoder_bias.detach().numpy()
+    c = u.numpy() - bias
+    norms = np.linalg.norm(c, axis=1)
+    sizes = (norms / np.sqrt(np.mean(norms**2))) ** power
+    np.testing.assert_allclose(module.start_rows(u), bias + c / sizes[:, None], atol=1e-12)
+    u[3] = module.decoder_bias.detach()
+    assert torch.equal(module.start_rows(u)[3], u[3])
+    assert module.eval().start_rows(u) is u
+
+
+def test_numbers_of_later_epochs_are_of_the_rows_as_they_are():
+    X = np.random.default_rng(0).standard_normal((400, 6)) * np.linspace(0.1, 3, 400)[:, None]
+    params = {"batch_size": 50, "device": "cpu", "random_state": 0, "target_l0": 3}
+    sae = JumpReLUSAE(M, nb_epochs=12, relative_start=20, **params).fit(X)
+    plain = JumpReLUSAE(M, nb_epochs=12, **params).fit(X)
+    assert not np.allclose(sae.components_, plain.components_)
+    scale = float(sae.module_.input_scale)
+    expected = np.square((X - X.mean(axis=0)) / scale).sum()
+    assert sae.net_._sum_squares["train"] == pytest.approx(expected, rel=1e-4)
+    throughout = JumpReLUSAE(M, nb_epochs=2, relative_start=1.0, **params).fit(X)
+    assert "train" not in throughout.net_._sum_squares
+
+
+def test_jumprelu_finds_more_planted_features():
+    X, dictionary, _ = make_korznikov(
+        20_000, n_features=24, nb_concepts=96, n_active=3, random_state=3
+    )
+    X *= np.random.default_rng(3).lognormal(0, 0.7, (len(X), 1)).astype(X.dtype)
+    params = {"target_l0": 3, "device": "cpu", "random_state": 0}
+    fits = [JumpReLUSAE(96, relative_start=start, **params).fit(X) for start in (0.0, 0.5)]
+    found = [recovered_fraction(sae.components_, dictionary) for sae in fits]
+    assert found[1] > 1.5 * found[0], found
+    assert fits[1].l0_ == pytest.approx(3, rel=0.05)

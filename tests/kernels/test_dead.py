@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sksae.kernels import dead_loss, has_dead_loss
+from sksae.kernels import _cuda, _dead, dead_loss, has_dead_loss
 from sksae.losses import auxk_loss
 from sksae.losses._functions import LEAK
 
@@ -139,3 +139,47 @@ def test_what_is_not_a_number_is_not_hidden():
     tensors = batch(6, 5)
     tensors[0][2, 3] = np.nan
     assert compiled(*tensors, 2).isnan()
+
+
+@pytest.fixture
+def on_cuda(monkeypatch):
+    """Compute on the CPU as on CUDA devices, without Triton."""
+    monkeypatch.setattr(_dead, "_way", lambda device, k, n_dead: _dead._sums_on_device)
+    monkeypatch.setattr(_cuda, "compiled", lambda: None)
+
+
+@pytest.mark.parametrize(("n", "n_dead", "k"), SIZES)
+def test_loss_and_gradients_on_cuda(n, n_dead, k, on_cuda):
+    (loss, expected), (gradients, plain_gradients) = both(batch(n, n_dead), k)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    for gradient, reference in zip(gradients, plain_gradients, strict=True):
+        torch.testing.assert_close(gradient, reference, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("k", [3, 12, 30])
+def test_places_of_none_change_nothing(k, on_cuda):
+    """Neither the loss, nor the gradients of the others; their own are zero."""
+    tensors = batch(20, 12)
+    _, (few, _) = both(tensors, k)
+    c, weight, bias, dictionary, target, x_hat = batch(20, 12)
+    more = [torch.cat([t, t[:5]]).detach() for t in (weight, bias, dictionary)]
+    more[1][12:] = -torch.inf
+    more = [t.requires_grad_() for t in more]
+    (loss, expected), (gradients, plain_gradients) = both([c, *more, target, x_hat], k)
+    torch.testing.assert_close(loss, compiled(*tensors, k))
+    torch.testing.assert_close(loss, expected)
+    for one, two, before in zip(gradients, plain_gradients, few, strict=True):
+        torch.testing.assert_close(one[:12], before)
+        torch.testing.assert_close(two[:12], before)
+        assert not one[12:].any() and not two[12:].any()
+
+
+def test_in_autocast_gradients_are_those_of_rounded_products(on_cuda):
+    tensors = batch(64, 40, dtype=torch.float32)
+    _, (exact, _) = both(tensors, 7)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = compiled(*tensors, 7)
+    gradients = torch.autograd.grad(3 * loss, tensors[1:4])
+    for gradient, reference in zip(gradients, exact, strict=True):
+        assert gradient.dtype == torch.float32
+        assert (gradient - reference).norm() < 0.1 * reference.norm()

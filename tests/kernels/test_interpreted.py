@@ -89,6 +89,33 @@ def test_groups_of_columns(m, k, expected):
     assert _triton.has_top_k(m, k) == (expected is not None or m <= 2**15)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("by", [-5.0, 0.0, 5.0])
+@pytest.mark.parametrize("k", [1, 40, 99, 100, 200])
+def test_the_largest_of_any_sign_by_a_leaky_relu(k, by, dtype, monkeypatch):
+    pre = (numbers(3, 100) + by).to(dtype)
+    pre[1, 50:] = -torch.inf
+    ours = _triton.keep_dead(pre, k, 0.25)
+    monkeypatch.setattr(_cuda, "compiled", lambda: None)
+    for one, other in zip(ours, _cuda.keep_dead(pre, k, 0.25), strict=True):
+        assert one.dtype == dtype
+        assert torch.equal(one.float().sort().values, other.float().sort().values)
+    codes, slopes = (x.float() for x in ours)
+    assert (slopes != 0).sum(1).tolist() == [min(k, 100), min(k, 50), min(k, 100)]
+    expected = torch.where(slopes != 0, pre.float(), 0) * slopes
+    assert torch.allclose(codes, expected, rtol=2**-7)
+
+
+def test_ties_and_numbers_that_are_none():
+    pre = torch.zeros(3, 9)
+    pre[1] = -1.0
+    pre[2, 3] = torch.nan
+    codes, slopes = _triton.keep_dead(pre, 4, 0.1)
+    assert (slopes != 0).sum(1).tolist() == [4, 4, 4]
+    assert codes[1].tolist() == pytest.approx([-0.1] * 4 + [0] * 5)
+    assert codes[2].isnan().nonzero().flatten().tolist() == [3]
+
+
 # -- a row at a time ------------------------------------------------------------------------------
 
 

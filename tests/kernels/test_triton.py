@@ -61,6 +61,8 @@ def selections():
     for t, lowest in (("*fp32", 0), ("*bf16", 16)):
         constants = {"LOWEST": lowest, "COLUMNS": 2**15}
         yield "_top_k", f"pre:{t} columns:*i32 values:{t} m:i32 k:i32", constants, 32
+        types = f"pre:{t} codes:{t} slopes:{t} m:i32 k:i32 leak:fp32"
+        yield "_keep_dead", types, {"LOWEST": lowest, "COLUMNS": 1024}, 2
         constants = {"LOWEST": lowest, "GROUPS": 1024, "SIZE": 24}
         yield "_top_groups", f"pre:{t} groups:*i32 m:i32 k:i32", constants, 4
         constants = constants | {"SIZE": 32, "N_GROUPS": 32}

@@ -72,6 +72,7 @@ VARIANTS = {
         | {"lr": 0.1},
     ),
     "batchtopk relative": (BatchTopKSAE, {"top_k": 6, "relative_start": 1.0}),
+    "jumprelu relative": (JumpReLUSAE, {"target_l0": 6, "relative_start": 1.0}),
     "matryoshka relative": (MatryoshkaSAE, {"top_k": 6, "relative_start": 40, "dead_after": 60}),
     "crosscoder relative": (Crosscoder, {"top_k": 6, "n_layers": 2, "relative_start": 1.0}),
     "one prefix": (MatryoshkaSAE, {"top_k": 6, "prefixes": [1.0]}),
