@@ -4,7 +4,7 @@ from ._autograd import decode, encode, reconstruct
 from ._codes import SparseCodes, indptr_of
 from ._dead import dead_loss, has_dead_loss
 from ._ops import DEVICES, above, largest, name, scale_rows, serves, sum_rows, top_k, unit_rows_
-from ._row_gradients import RowGradients, steps_by_rows
+from ._row_gradients import RowGradients, adam_numbers, steps_by_rows
 from ._screen import Workspace
 from ._threads import own_threads
 
@@ -14,6 +14,7 @@ __all__ = [
     "SparseCodes",
     "Workspace",
     "above",
+    "adam_numbers",
     "dead_loss",
     "decode",
     "encode",

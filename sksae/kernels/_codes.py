@@ -25,6 +25,8 @@ class SparseCodes:
         no gradient; they fill a layout whose size is known without reading the device.
     per_row : int, optional
         Number of entries of each row, where it is the same for all.
+    n_spare : int, default=0
+        How many entries there are for the case of ties alone.
     """
 
     def __init__(
@@ -34,9 +36,10 @@ class SparseCodes:
         n_concepts: int,
         kept: Tensor | None = None,
         per_row: int | None = None,
+        n_spare: int = 0,
     ) -> None:
         self.indptr, self.columns, self.n_concepts = indptr, columns, n_concepts
-        self.kept, self.per_row = kept, per_row
+        self.kept, self.per_row, self.n_spare = kept, per_row, n_spare
 
     @functools.cached_property
     def rows(self) -> Tensor:

@@ -1,9 +1,9 @@
 """Sparse kernels for CUDA devices: Triton where it runs, torch's gathers elsewhere.
 
-Nothing here but `above` reads the device, so that the host runs ahead of it. For that
-`top_k` and `largest` give layouts of a size known beforehand, filled up with entries of
+In training nothing here but `above` reads the device, so that the host runs ahead of it. For
+that `top_k` and `largest` give layouts of a size known beforehand, filled up with entries of
 value 0 that are no codes (``SparseCodes.kept``). How many codes exceed a cut only the device
-knows: `above` waits for it, once.
+knows.
 """
 
 from __future__ import annotations
@@ -133,7 +133,8 @@ def largest(
     starts = torch.arange(n + 1, device=pre.device)
     indptr = torch.searchsorted(rows, starts, out_int32=True)
     kept = (values >= cut) & (values > 0)
-    return SparseCodes(indptr, (at % m).int(), m, kept), values * kept, cut
+    codes = SparseCodes(indptr, (at % m).int(), m, kept, n_spare=len(at) - n_kept)
+    return codes, values * kept, cut
 
 
 def sum_rows(starts: Tensor, index: Tensor, weights: Tensor, table: Tensor) -> Tensor:

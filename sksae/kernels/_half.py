@@ -8,13 +8,16 @@ and weights W to bfloat16 have about the standard deviation, each relative to it
     sqrt(2 / 3) * 2^-8 * |c| |W_j| / sqrt(n_features)
 
 and by its own rounding. What lies within 8 of these deviations is level with what it is compared
-with. Rows in which pre-codes that were not computed may be among the largest are computed whole.
+with. Of rows in which pre-codes that were not computed may be among the largest, a sixty-fourth of
+all is computed whole. Where there are more, training goes on and counts them, and encoding
+computes all pre-codes in float32.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,19 +25,27 @@ from torch import Tensor
 from .._linear import linear
 from ._codes import SparseCodes
 
+if TYPE_CHECKING:
+    from ._screen import Workspace
+
 _LEVEL = 8 * math.sqrt(2 / 3) * 2**-8
 # Of a pre-code and of a bias.
 _ROUNDING = 2**-7
 _FEWEST_CONCEPTS, _FEWEST_FEATURES, _FEWEST_ROWS = 4096, 64, 64
 # Pre-codes computed for each one selected, the share of all up to which that is faster, and the
 # share of rows that are computed whole: those that may need it most.
+# Batches until it is tried again after one that had to be computed whole.
+_PAUSE = 32
 _TRIED, _FEWEST_TRIED, _LARGEST_SHARE, _AGAIN = 2, 32, 1 / 16, 1 / 64
 
 
 def screens(memory: Tensor) -> bool:
     """Tell whether pre-codes of this shape and precision are found faster like this."""
-    wide = memory.shape[1] >= _FEWEST_CONCEPTS
-    return memory.device.type == "cuda" and memory.dtype == torch.float32 and wide
+    if memory.device.type != "cuda" or memory.dtype != torch.float32:
+        return False
+    # Devices before Ampere have no fast product in bfloat16.
+    fast = torch.cuda.get_device_capability(memory.device) >= (8, 0)
+    return fast and memory.shape[1] >= _FEWEST_CONCEPTS
 
 
 def serves(c: Tensor) -> bool:
@@ -47,18 +58,15 @@ class HalfScreened:
 
     Parameters
     ----------
-    memory : Tensor of shape (n_max, m)
-        Overwritten.
+    workspace : Workspace
+        Whose memory, of shape (n_max, m), is overwritten. To its ``n_missed`` the number of rows
+        is added that should perhaps have been computed whole and were not. Where it is None
+        the device is asked for that number, and then all rows are.
     c, weight, bias : Tensor of shape (n, d), (m, d) and (m,)
-    n_missed : Tensor of shape (), int64, optional
-        To which the number of rows is added that should have been computed whole and were not.
-        Without it the device is asked for it, and all rows are.
     """
 
-    def __init__(
-        self, memory: Tensor, c: Tensor, weight: Tensor, bias: Tensor, n_missed: Tensor | None
-    ) -> None:
-        self.memory, self.n_missed = memory, n_missed
+    def __init__(self, workspace: Workspace, c: Tensor, weight: Tensor, bias: Tensor) -> None:
+        self.workspace, self.memory = workspace, workspace.memory
         self.c, self.weight, self.bias = (t.detach() for t in (c, weight, bias))
         self.shape = len(c), len(weight)
         self.dtype, self.device = bias.dtype, bias.device
@@ -114,10 +122,12 @@ class HalfScreened:
         again = surplus.topk(n_again, largest=False, sorted=False).indices
         unsure = ~(surplus >= 0)
         n_missed = unsure.sum() - unsure.index_select(0, again).sum()
-        if self.n_missed is not None:
-            self.n_missed += n_missed
+        if self.workspace.n_missed is not None:
+            self.workspace.n_missed += n_missed
         elif bool(n_missed > 0):
+            self.workspace.pause = _PAUSE
             return None
+        self.workspace.n_screened += 1
         pre = torch.addmm(self.bias, self.c.index_select(0, again), self.weight.T)
         codes, anew = top_k(pre, k)
         columns.index_copy_(0, again, codes.columns.view(n_again, k))
@@ -133,7 +143,9 @@ class HalfScreened:
         cut = cut.to(self.dtype).expand(m)
         half, lowest = self._half(), cut - _ROUNDING * cut.abs() - self._level.max()
         if int((half > lowest).sum()) > _LARGEST_SHARE * n * m:
+            self.workspace.pause = _PAUSE
             return None
+        self.workspace.n_screened += 1
         codes, _ = above(half, lowest)
         values = self._exact(codes)
         kept = values > cut.index_select(0, codes.columns)

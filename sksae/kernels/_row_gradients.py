@@ -43,15 +43,15 @@ class Sums:
 class RowGradients:
     """What a backward pass leaves instead of gradients, by "encoder" and "dictionary".
 
-    ``workspace`` is where the pre-codes of the step were computed. ``rate``, one number in
-    float64 on the device, takes the place of the optimizer's learning rate.
+    ``workspace`` is where pre-codes are computed. ``numbers``, as `adam_numbers` gives them, take
+    the place of the optimizer's.
     """
 
     sums: dict[str, Sums] = field(default_factory=dict)
     parts: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     normalized: set[str] = field(default_factory=set)
     workspace: Workspace | None = None
-    rate: Tensor | None = None
+    numbers: Tensor | None = None
 
     def add(
         self, name: str, codes: SparseCodes, weights: Tensor, table: Tensor, tangent: bool
@@ -93,7 +93,7 @@ class RowGradients:
                     parameter.grad = torch.zeros_like(parameter)
                 parameter.grad.index_add_(0, *part)
         if optimizer.param_groups[0]["params"][0].device.type == "cuda":
-            _steps_on_cuda(steps, optimizer, self.workspace, self.rate)
+            _steps_on_cuda(steps, optimizer, self.workspace, self.numbers)
         else:
             _steps_on_cpu(steps, optimizer, self.workspace)
         self.normalized = {name for name, sums in self.sums.items() if sums.tangent}
@@ -115,7 +115,16 @@ def steps_by_rows(optimizer: torch.optim.Optimizer) -> bool:
     if kinds == {"cpu"}:
         return _cpu.compiled() is not None
     # Of the others, "fused" has the state on the device.
-    return kinds == {"cuda"} and bool(group["fused"]) and _cuda.compiled() is not None
+    kernels = _cuda.compiled() if kinds == {"cuda"} and group["fused"] else None
+    widths = [p.shape[1] for p in group["params"] if p.dim() == 2]
+    return kernels is not None and max(widths, default=0) <= kernels.WIDEST_ROW
+
+
+def adam_numbers(group: dict[str, Any], device: torch.device) -> Tensor:
+    """Give learning rate, betas and eps of Adam on a device, in float64, without waiting for it."""
+    numbers = [float(group["lr"]), *(float(beta) for beta in group["betas"]), float(group["eps"])]
+    on_host = torch.tensor(numbers, dtype=torch.float64)
+    return on_host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else on_host
 
 
 Step = tuple[Tensor, Sums, tuple[Tensor, Tensor] | None]
@@ -135,21 +144,23 @@ def _steps_on_cuda(
     steps: list[Step],
     optimizer: torch.optim.Adam,
     workspace: Workspace | None,
-    rate: Tensor | None = None,
+    numbers: Tensor | None = None,
 ) -> None:
     (group,) = optimizer.param_groups
-    if rate is None:
+    if numbers is None:
         (device,) = {parameter.device for parameter in group["params"]}
-        rate = torch.full((), float(group["lr"]), dtype=torch.float64, device=device)
+        numbers = adam_numbers(group, device)
     for parameter, sums, part in steps:
         copy = None if workspace is None else workspace.copy_of(parameter)
-        _cuda.adam_rows_(parameter, sums, part, group, _state(parameter, optimizer), rate, copy)
+        _cuda.adam_rows_(parameter, sums, part, _state(parameter, optimizer), numbers, copy)
         if workspace is not None:
             workspace.keep(parameter)
     for parameter in group["params"]:
         if parameter.grad is not None:
-            _cuda.adam_(parameter, parameter.grad, group, _state(parameter, optimizer), rate)
+            _cuda.adam_(parameter, parameter.grad, _state(parameter, optimizer), numbers)
             parameter.grad = None
+            if workspace is not None:
+                workspace.drop(parameter)
 
 
 def _steps_on_cpu(

@@ -227,8 +227,9 @@ class Workspace:
             For the selecting functions of this package.
         """
         if self.halves and _half.serves(c):
-            self.n_screened += 1
-            return _half.HalfScreened(self.memory, c, weight, bias, self.n_missed)
+            if not self.pause:
+                return _half.HalfScreened(self, c, weight, bias)
+            self.pause -= 1
         screened = self._screened(c, weight, bias)
         return self.full(c, weight, bias) if screened is None else screened
 
@@ -268,6 +269,10 @@ class Workspace:
         if at not in self._copies:
             self._copies[at] = torch.empty_like(parameter, dtype=self.memory.dtype)
         return self._copies[at]
+
+    def drop(self, parameter: Tensor) -> None:
+        """Know that a parameter was changed and its copy was not."""
+        self._versions.pop(parameter.data_ptr(), None)
 
     def keep(self, parameter: Tensor) -> None:
         """Know that the copy of a parameter was just written."""

@@ -7,7 +7,6 @@ up before, by programs of their own.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -24,7 +23,6 @@ _ENTRIES, _FEATURES, _ROW = 16, 128, 1024
 WIDEST, WIDEST_ROW = 2**15, 2**13
 # Features of gathered rows that a thread holds, and entries of a concept that are added up before.
 _GATHERED, _BLOCK = 64, 256
-_SMALLEST = 1e-300
 # Groups that the columns of a wide row are put into, columns of each, and candidates of a row.
 _FEWEST_GROUPS, _MOST_GROUPS = 256, 2048
 _SMALLEST_GROUP, _LARGEST_GROUP, _MOST_CANDIDATES = 8, 64, 2**14
@@ -72,47 +70,37 @@ def _block_sums(
 
 
 @triton.jit
-def _corrections(rate, steps, LOG1: tl.constexpr, LOG2: tl.constexpr):
-    """Give the rate over the first moment's correction, and the root of the second's."""
-    n = tl.load(steps).to(tl.float64)
-    # Numbers beside tensors would be rounded to float32.
-    log1, log2 = tl.full((), LOG1, tl.float64), tl.full((), LOG2, tl.float64)
-    return tl.load(rate) / (1 - tl.exp(n * log1)), tl.sqrt(1 - tl.exp(n * log2))
+def _stepped(value, m, v, g, numbers, steps):
+    """Give what a step of Adam makes of entries, and of the running moments of their gradient."""
+    n, smallest = tl.load(steps).to(tl.float64), tl.full((), 1e-300, tl.float64)
+    rate, beta1, beta2 = tl.load(numbers), tl.load(numbers + 1), tl.load(numbers + 2)
+    correction1 = 1 - tl.exp(n * tl.log(tl.maximum(beta1, smallest)))
+    correction2 = 1 - tl.exp(n * tl.log(tl.maximum(beta2, smallest)))
+    size, root = (rate / correction1).to(value.dtype), tl.sqrt(correction2).to(value.dtype)
+    eps = tl.load(numbers + 3).to(value.dtype)
+    m += (1 - beta1).to(value.dtype) * (g - m)
+    v = beta2.to(value.dtype) * v + (1 - beta2).to(value.dtype) * g * g
+    return value - size * m / (tl.sqrt(v) / root + eps), m, v
 
 
 @triton.jit
-def _moments(m, v, g, BETA1: tl.constexpr, BETA2: tl.constexpr):
-    """Give the running moments with another gradient."""
-    beta1, beta2 = tl.full((), BETA1, m.dtype), tl.full((), BETA2, m.dtype)
-    return m + (1 - beta1) * (g - m), beta2 * v + (1 - beta2) * g * g
-
-
-@triton.jit
-def _adam(
-    entries, gradient, mean, square, steps, rate, n, LOG1: tl.constexpr, LOG2: tl.constexpr,
-    BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr, SIZE: tl.constexpr,
-):  # fmt: skip
+def _adam(entries, gradient, mean, square, steps, numbers, n, SIZE: tl.constexpr):
     """Take a step of Adam on some entries of a parameter."""
     at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
     inside = at < n
     value, g = tl.load(entries + at, mask=inside), tl.load(gradient + at, mask=inside)
     m, v = tl.load(mean + at, mask=inside), tl.load(square + at, mask=inside)
-    size, root = _corrections(rate, steps, LOG1, LOG2)
-    size, root = size.to(value.dtype), root.to(value.dtype)
-    eps = tl.full((), EPS, value.dtype)
-    m, v = _moments(m, v, g, BETA1, BETA2)
+    value, m, v = _stepped(value, m, v, g, numbers, steps)
     tl.store(mean + at, m, mask=inside)
     tl.store(square + at, v, mask=inside)
-    tl.store(entries + at, value - size * m / (tl.sqrt(v) / root + eps), mask=inside)
+    tl.store(entries + at, value, mask=inside)
 
 
 @triton.jit
 def _adam_rows(
     rows, mean, square, starts, index, weights, table, blocks, place, extra, copy, steps,
-    rate, d, LOG1: tl.constexpr, LOG2: tl.constexpr, BETA1: tl.constexpr,
-    BETA2: tl.constexpr, EPS: tl.constexpr, TINY: tl.constexpr, TANGENT: tl.constexpr,
-    EXTRA: tl.constexpr, COPY: tl.constexpr, BLOCK: tl.constexpr, ENTRIES: tl.constexpr,
-    FEATURES: tl.constexpr,
+    numbers, d, TINY: tl.constexpr, TANGENT: tl.constexpr, EXTRA: tl.constexpr,
+    COPY: tl.constexpr, BLOCK: tl.constexpr, ENTRIES: tl.constexpr, FEATURES: tl.constexpr,
 ):  # fmt: skip
     """Take a step of Adam on a row whose gradient is a sum; see `_numba_step.adam_rows`."""
     j = tl.program_id(0).to(tl.int64)
@@ -135,13 +123,9 @@ def _adam_rows(
     if EXTRA:
         i = tl.load(place + j)
         gradient += tl.load(extra + i * d + f, mask=inside & (i >= 0), other=0.0)
-    size, root = _corrections(rate, steps, LOG1, LOG2)
-    size, root = size.to(number), root.to(number)
-    eps = tl.full((), EPS, number)
     m = tl.load(mean + at, mask=inside, other=0.0)
     v = tl.load(square + at, mask=inside, other=0.0)
-    m, v = _moments(m, v, gradient, BETA1, BETA2)
-    row -= size * m / (tl.sqrt(v) / root + eps)
+    row, m, v = _stepped(row, m, v, gradient, numbers, steps)
     if TANGENT:
         row /= tl.sqrt(tl.sum(row * row, axis=0)) + TINY
     tl.store(mean + at, m, mask=inside)
@@ -450,20 +434,11 @@ def scale_rows(x: Tensor, scale: Tensor, center: Tensor, limit: Tensor) -> Tenso
     return out
 
 
-def _constants(group: dict[str, Any]) -> dict[str, float]:
-    """Give the numbers of Adam that do not change in a fit."""
-    beta1, beta2 = (float(beta) for beta in group["betas"])
-    logs = (math.log(max(beta, _SMALLEST)) for beta in (beta1, beta2))
-    numbers = dict(zip(("LOG1", "LOG2", "BETA1", "BETA2"), (*logs, beta1, beta2), strict=True))
-    return numbers | {"EPS": float(group["eps"])}
-
-
 def adam_(
     parameter: Tensor,
     gradient: Tensor,
-    group: dict[str, Any],
     state: dict[str, Tensor],
-    rate: Tensor,
+    numbers: Tensor,
 ) -> None:
     """Take a step of Adam with a contiguous parameter.
 
@@ -471,25 +446,22 @@ def adam_(
     ----------
     parameter, gradient : Tensor
         Of equal shape.
-    group : dict
-        The optimizer's numbers.
     state : dict of Tensor
         The optimizer's state of the parameter; its step is the number of this one.
-    rate : Tensor of shape (), float64
-        The learning rate.
+    numbers : Tensor of shape (4,), float64
+        See `adam_numbers`.
     """
-    n, tensors = parameter.numel(), (gradient.contiguous(), state["exp_avg"], state["exp_avg_sq"])
-    given, constants = (*tensors, state["step"], rate, n), _constants(group) | {"SIZE": _ROW}
-    _launch(_adam, (triton.cdiv(n, _ROW),), parameter, *given, **constants)
+    n = parameter.numel()
+    read = (gradient.contiguous(), state["exp_avg"], state["exp_avg_sq"], state["step"], numbers)
+    _launch(_adam, (triton.cdiv(n, _ROW),), parameter, *read, n, SIZE=_ROW)
 
 
 def adam_rows_(
     parameter: Tensor,
     sums: Any,
     part: tuple[Tensor, Tensor] | None,
-    group: dict[str, Any],
     state: dict[str, Tensor],
-    rate: Tensor,
+    numbers: Tensor,
     copy: Tensor | None,
 ) -> None:
     """Take a step of Adam with a parameter whose gradient is given as sums.
@@ -502,7 +474,7 @@ def adam_rows_(
         Its gradient.
     part : tuple of Tensor of shape (n_part,) and (n_part, d), or None
         Rows that have a further part of their gradient, and that part. Row m stands for none.
-    group, state, rate
+    state, numbers
         As in `adam_`.
     copy : Tensor of shape (m, d), optional
         Written to: the parameter after the step, in the copy's precision.
@@ -519,11 +491,11 @@ def adam_rows_(
         place = torch.full((m + 1,), -1, dtype=torch.int64, device=parameter.device)
         place[part[0]] = torch.arange(len(part[0]), device=parameter.device)
         extra = part[1].contiguous()
-    constants = _constants(group) | {"TINY": TINY, "TANGENT": sums.tangent, "BLOCK": _BLOCK}
-    constants |= {"EXTRA": part is not None, "COPY": copy is not None} | _whole_row(d, 8)
+    constants = {"TINY": TINY, "TANGENT": sums.tangent, "BLOCK": _BLOCK} | _whole_row(d, 8)
+    constants |= {"EXTRA": part is not None, "COPY": copy is not None}
     moments, written = (state["exp_avg"], state["exp_avg_sq"]), parameter if copy is None else copy
     read = (sums.starts, *entries, table, blocks, place, extra)
-    given = (*moments, *read, written, state["step"], rate, d)
+    given = (*moments, *read, written, state["step"], numbers, d)
     _launch(_adam_rows, (m,), parameter, *given, **constants)
 
 

@@ -150,7 +150,7 @@ def auxk_loss(residual: Tensor, pre_codes: Tensor, dictionary: Tensor, k_aux: in
     residual : Tensor of shape (n, n_features)
         Input minus reconstruction.
     pre_codes : Tensor of shape (n, n_dead)
-        Of the dead concepts, before the nonlinearity; minus infinity where there is none.
+        Of the dead concepts, before the nonlinearity.
     dictionary : Tensor of shape (n_dead, n_features)
         Rows of the dead concepts.
     k_aux : int
@@ -170,13 +170,9 @@ def auxk_loss(residual: Tensor, pre_codes: Tensor, dictionary: Tensor, k_aux: in
     """
     residual = residual.detach()
     codes = torch.nn.functional.leaky_relu(pre_codes, LEAK)
-    missing = pre_codes == -torch.inf
     if k_aux < codes.shape[1]:
         values, indices = codes.topk(k_aux, dim=1, sorted=False)
-        values = values.masked_fill(missing.gather(1, indices), 0)
         codes = torch.zeros_like(codes).scatter(1, indices, values)
-    else:
-        codes = codes.masked_fill(missing, 0)
     error, size = (residual - codes @ dictionary).square().mean(), residual.square().mean()
     tiny = torch.finfo(size.dtype).eps  # of rows of unit variance
     return torch.where(size > tiny, error / size.clamp(min=tiny), 0 * error)

@@ -289,7 +289,7 @@ class SAEModule:
         weight, select, gradients = linear.weight, self.select_stored, self.row_gradients
         given = u, bias, weight, linear.bias, select, workspace, gradients
         pre_codes, codes = encode(*given, self.row_sizes(u))
-        check(len(pre_codes), len(u) * codes.n_concepts)
+        check(len(pre_codes) - codes.n_spare, len(u) * codes.n_concepts)
         values = self.codes_of_stored(codes, pre_codes)
         return codes, pre_codes, values, *self.reconstruct_stored(codes, values, u, target)
 

@@ -16,8 +16,10 @@ from torch import Tensor
 # Rows that stand for all where something is estimated from a sample.
 SAMPLE_ROWS = 8192
 
-# Bytes of a block of rows, or of what is made of it, by the device that works on it.
+# Bytes of a block of rows, or of what is made of it, by the device that works on it: for CUDA
+# devices at most that, and that share of what is free.
 _BLOCK_BYTES = {"cpu": 32 * 2**20, "cuda": 2**30}
+_BLOCK_SHARE = 1 / 32
 _SAMPLE_BYTES = 32 * 2**20
 _AT_CENTER = 1e-3
 # Rows small enough to stay in the processor's cache between two operations.
@@ -109,9 +111,16 @@ class RowBatches:
             Width of what is made of a block, if that is more than its own.
         """
         width = max(self.shape[1], n_columns) * self.dtype.itemsize
-        size = max(1, _BLOCK_BYTES.get(self.device.type, _BLOCK_BYTES["cpu"]) // width)
+        size = max(1, _block_bytes(self.device) // width)
         for start in range(0, len(self), size):
             yield self.take(slice(start, start + size))
+
+
+def _block_bytes(device: torch.device) -> int:
+    if device.type != "cuda":
+        return _BLOCK_BYTES["cpu"]
+    free, _ = torch.cuda.mem_get_info(device)
+    return min(_BLOCK_BYTES["cuda"], int(_BLOCK_SHARE * free))
 
 
 class SharedRows(RowBatches):

@@ -193,8 +193,8 @@ class SAENet(NeuralNet):
             with contextlib.suppress(_StopTraining):
                 yield from self._epochs(*self.get_split_datasets(X))
         finally:
-            self.stored_steps_.close()
             self._recorded = None
+            self.stored_steps_.close()
             self.notify("on_train_end", X=X, y=None)
 
     def _epochs(self, train, valid):
@@ -343,17 +343,19 @@ class SAENet(NeuralNet):
         done = None if self._recorded is None else self._recorded.step(x, y)
         if done is None:
             done = self.take_step(x, y)
+            if self._recorded is not None and "error" not in done:
+                self._recorded.interrupt()
         return done
 
-    def take_step(self, x, y, rate=None):
+    def take_step(self, x, y, numbers=None):
         """Do all that `_step_by_rows` does on the device.
 
         Parameters
         ----------
         x, y : Tensor
             Rows, and what is to be made of them.
-        rate : Tensor, optional
-            Where to read the learning rate, rather than in the optimizer.
+        numbers : Tensor, optional
+            Where to read those of the optimizer, see `sksae.kernels.adam_numbers`.
 
         Returns
         -------
@@ -361,13 +363,14 @@ class SAENet(NeuralNet):
             As of `train_step_single`.
         """
         module = self.module_
-        module.row_gradients = gradients = RowGradients(rate=rate)
+        gradients = RowGradients(workspace=self.stored_steps_.workspace, numbers=numbers)
+        module.row_gradients = gradients
         self._zero_grad_optimizer()
         with torch.enable_grad():
             done = self.train_step_single((x, y))
         with own_threads():
             gradients.step(module.row_parameters(), self.optimizer_)
-            if rate is None:
+            if numbers is None:
                 self.optimizer_.step()  # with what has a gradient
         self._restore_and_count(done)
         return done

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels import adam_numbers
+
 # Steps of one kind after which the next ones are repeated from a record, and records kept.
 _STEADY, _MOST_RECORDS = 8, 3
 # Dead concepts that a record has place for, at least.
@@ -26,13 +28,20 @@ _NUMBERS = ("loss", "error", "n_active")
 _lock = threading.Lock()
 
 
-def _capture(work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-    """Record what is done on the device; give what repeats it, and where it leaves results."""
-    graph = torch.cuda.CUDAGraph()
-    # Other threads may go on.
-    with _lock, torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        results = work()
-    return graph.replay, results
+def _capture(work: Callable[[], Any], device: torch.device) -> tuple[Callable[[], None], Any]:
+    """Record what is done on a device; give what repeats it, and where it leaves results."""
+    with torch.cuda.device(device):
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may go on.
+        stream = torch.cuda.Stream(device)
+        with _lock, torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            results = work()
+
+    def replay() -> None:
+        with torch.cuda.device(device):
+            graph.replay()
+
+    return replay, results
 
 
 @dataclass
@@ -47,7 +56,7 @@ class _Record:
 
 
 class RecordedSteps:
-    """Repeats training steps that differ in little: rows, learning rate, dead concepts.
+    """Repeats training steps that differ in little: rows, the optimizer's numbers, dead concepts.
 
     Parameters
     ----------
@@ -61,7 +70,8 @@ class RecordedSteps:
         self.n_same = self.n_places = 0
         self.records: dict[tuple[Any, ...], _Record] = {}
         self.inputs: Tensor | None = None
-        self.rate, self.relative = torch.zeros(2, dtype=torch.float64, device=net._device())
+        zeros = torch.zeros(5, dtype=torch.float64, device=net._device())
+        self.numbers, self.relative = zeros[:4], zeros[4]
         self.enabled = True
 
     def step(self, x: Tensor, y: Tensor) -> dict[str, Any] | None:
@@ -81,8 +91,8 @@ class RecordedSteps:
             record = self.records[key] = _Record()
             self._set_inputs(x, record)
             with self._inputs_read(record):  # what is compiled at a first use is then ready
-                return self.net.take_step(self.inputs, self.inputs, self.rate)
-        record = self.records[key]
+                return self.net.take_step(self.inputs, self.inputs, self.numbers)
+        record = self.records[key] = self.records.pop(key)  # the last one used
         self._set_inputs(x, record)
         if record.replay is None:
             self._record(record)
@@ -94,27 +104,37 @@ class RecordedSteps:
         done = dict(zip(_NUMBERS, numbers.clone().unbind(), strict=True))
         return done | {"target": target, "y_pred": None}
 
+    def interrupt(self) -> None:
+        """Know that a step was taken in plain torch, as the coming ones of its kind will be."""
+        self.n_same = 0
+
     def _key(self, x: Tensor) -> tuple[Any, ...] | None:
         """Give all that a record depends on; None where there can be none."""
         net = self.net
         module, stored = net.module_, net.stored_steps_
-        if not module.repeatable or net._full_precision or stored.workspace is None:
+        annealed = getattr(module, "k_scale", 1) != 1
+        if not module.repeatable or annealed or net._full_precision or stored.workspace is None:
             return None
-        n_dead = len(module.dead_concepts) if net.criterion_.auxk_coefficient else 0
+        loss = net.criterion_
+        n_dead = len(module.dead_concepts) if loss.auxk_coefficient else 0
         self.n_places = _places(n_dead, self.n_places)
-        sparsity = (module.k(), module.relative > 0, module.per_sample, net.criterion_.warmup)
+        sparsity = (module.k(), module.relative > 0, module.per_sample, loss.warmup)
+        auxk = (self.n_places, loss.auxk_coefficient, loss.k_aux)
         states = net.optimizer_.state
         tensors = [stored.workspace.memory, module.samples_since_fired]
+        learns = []
         for parameter in module.parameters():
+            learns.append(parameter.requires_grad)
             tensors += [parameter, *states.get(parameter, {}).values()]
-        return (self.n_places, x.dtype, sparsity, *(t.data_ptr() for t in tensors))
+        return (x.dtype, *sparsity, *auxk, *learns, *(t.data_ptr() for t in tensors))
 
     def _set_inputs(self, x: Tensor, record: _Record) -> None:
         """Write what changes from step to step to where the record reads it."""
         module = self.net.module_
         self.inputs = torch.empty_like(x) if self.inputs is None else self.inputs
         self.inputs.copy_(x)
-        self.rate.fill_(self.net.optimizer_.param_groups[0]["lr"])
+        (group,) = self.net.optimizer_.param_groups
+        self.numbers.copy_(adam_numbers(group, self.numbers.device))
         self.relative.fill_(module.relative)
         dead = module.dead_concepts
         if self.n_places and record.listed is not dead:
@@ -140,13 +160,13 @@ class RecordedSteps:
         """Record a step without taking it, if that is possible."""
 
         def work() -> tuple[Tensor, Tensor]:
-            step = self.net.take_step(self.inputs, self.inputs, self.rate)
+            step = self.net.take_step(self.inputs, self.inputs, self.numbers)
             return torch.stack([step[name].double() for name in _NUMBERS]), step["target"]
 
         n_steps = self.net.stored_steps_.n_steps
         try:
             with self._inputs_read(record):
-                record.replay, record.results = _capture(work)
+                record.replay, record.results = _capture(work, self.net._device())
         except RuntimeError as exc:
             self.enabled, self.records = False, {}
             reason = str(exc).splitlines()[0]

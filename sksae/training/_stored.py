@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
 
@@ -63,7 +65,7 @@ class StoredSteps:
             self.n_dense += 1
             return None
         if self.workspace is None or len(self.workspace.memory) < n:
-            shape = n, module.nb_concepts
+            shape = n + 1, module.nb_concepts  # the last batch may have one row more
             memory = module.decoder_bias.new_empty(shape, dtype=self.precision)
             self.workspace = Workspace(memory, screen=module.screens)
         return self.workspace
@@ -77,7 +79,8 @@ class StoredSteps:
         """Let go of the memory, at the end of training."""
         if self.workspace is not None:
             self.screened = self.workspace.n_screened > 0
-            self.n_missed = self.workspace.missed()
+            with contextlib.suppress(RuntimeError):  # of a device that failed before
+                self.n_missed = self.workspace.missed()
         self.workspace = None
 
     def check(self, n_stored: int, n_all: int) -> None:
@@ -100,7 +103,7 @@ class StoredSteps:
             how = "8-bit integers" if self.device.type == "cpu" else "bfloat16"
             product = f", large pre-codes found in {how}"
         if self.n_missed:
-            product += f", without certainty for {self.n_missed} rows"
+            product += f", without certainty for up to {self.n_missed} rows"
         return f"{self.device.type} ({name(self.device)}{product}{dense})"
 
 

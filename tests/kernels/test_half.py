@@ -23,9 +23,8 @@ def numbers(*shape, seed=0):
 def screened(c=None, weight=None, missed=False):
     c = numbers(N, D) if c is None else c
     weight = normalize(numbers(M, D, seed=1)) if weight is None else weight
-    memory = torch.full((N + 3, M), torch.nan)
-    n_missed = torch.zeros((), dtype=torch.int64) if missed else None
-    return HalfScreened(memory, c, weight, 0.1 * numbers(len(weight), seed=2), n_missed)
+    workspace = Workspace(torch.full((N + 3, M), torch.nan), constant=not missed)
+    return HalfScreened(workspace, c, weight, 0.1 * numbers(len(weight), seed=2))
 
 
 def plain(pre):
@@ -42,7 +41,7 @@ def test_top_k_is_that_of_the_product_in_float32(k, missed):
     assert torch.equal(ours > 0, expected > 0)
     assert torch.allclose(ours, expected, atol=1e-5)
     assert codes.per_row == k and codes.kept.all()
-    assert not missed or pre.n_missed == 0
+    assert not missed or pre.workspace.n_missed == 0
 
 
 def test_the_level_is_above_what_rounding_does():
@@ -62,12 +61,14 @@ def test_rows_that_rounding_decides_about_are_computed_whole():
         c[:n_level] = 10 * weight[0]
         pre = screened(c, weight, missed=True)
         codes, values = pre.top_k(20)
-        assert pre.n_missed == max(0, n_level - 2)
+        assert pre.workspace.n_missed == max(0, n_level - 2)
         theirs, expected = _cuda.top_k(plain(pre), 20)
         found = (codes.dense(values) > 0) == (theirs.dense(expected) > 0)
         assert int((~found.all(dim=1)).sum()) <= max(0, n_level - 2)
         pre = screened(c, weight)
         assert (pre.top_k(20) is None) == (n_level > 2)
+        assert (pre.workspace.pause > 0) == (n_level > 2)
+        assert pre.workspace.n_screened == (n_level <= 2)
         ours = top_k(pre, 20)
         assert torch.equal(ours[0].dense(ours[1]) > 0, theirs.dense(expected) > 0)
 

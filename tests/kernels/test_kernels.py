@@ -130,6 +130,8 @@ def test_largest_of_all_rows(dtype, n_kept, expected):
     assert torch.equal(codes.dense(values), pre * ((pre >= nth) & (pre > 0)))
     assert codes.indptr.dtype == codes.columns.dtype == torch.int32
     assert codes.rows.tolist() == sorted(codes.rows.tolist())
+    if codes.kept is not None:
+        assert len(values) - codes.n_spare == n_kept
 
 
 def test_largest_of_equal_rows_keeps_all_that_reach_the_cut(dtype):

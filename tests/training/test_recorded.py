@@ -7,11 +7,12 @@ results where the first ones are.
 import numpy as np
 import pytest
 import torch
+from skorch.callbacks import Callback
 
 from sksae import BatchTopKSAE, JumpReLUSAE, TopKSAE
 from sksae.datasets import make_activations
 from sksae.kernels import _dead
-from sksae.training import SAENet, _net, _recorded
+from sksae.training import SAENet, _net, _recorded, _stored
 from sksae.training._recorded import RecordedSteps, _places
 
 
@@ -28,7 +29,7 @@ def graphs(monkeypatch):
     pytest.importorskip("numba")
     recorded = []
 
-    def capture(work):
+    def capture(work, device):
         weights = [p.detach().clone() for p in net.module_.parameters()]
         state = {p: {k: v.clone() for k, v in s.items()} for p, s in net.optimizer_.state.items()}
         counts = net.module_.samples_since_fired.clone()
@@ -62,9 +63,9 @@ def graphs(monkeypatch):
 
     original = SAENet.take_step
 
-    def take_step(self, x, y, rate=None):
+    def take_step(self, x, y, numbers=None):
         # The kernels for the CPU read the rate in the optimizer, where it is the same.
-        assert rate is None or float(rate) == self.optimizer_.param_groups[0]["lr"]
+        assert numbers is None or float(numbers[0]) == self.optimizer_.param_groups[0]["lr"]
         done = original(self, x, y, None)
         self.module_.row_gradients = None
         return done
@@ -118,8 +119,32 @@ def test_what_is_not_the_same_is_recorded_anew_or_not_at_all(X, graphs):
     assert graphs == []
 
 
+@pytest.mark.parametrize("params", [{}, {"dead_after": 100}])
+def test_steps_in_plain_torch_are_not_recorded(params, X, graphs, monkeypatch):
+    """Where too many codes are stored, which a batch tells when it is tried anew."""
+    monkeypatch.setitem(_stored._LARGEST_SHARE, "cpu", 1 / 100)
+    monkeypatch.setattr(_stored, "_size_obstacle", lambda module, kind: None)
+    sae = TopKSAE(300, top_k=4, nb_epochs=6, batch_size=64, device="cpu", **params).fit(X)
+    assert "144 of 144 steps in plain torch" in sae.backend_
+    assert graphs == []
+
+
+def test_what_learns_is_part_of_a_kind_of_step(X, graphs, monkeypatch):
+    class Freeze(Callback):
+        def on_epoch_begin(self, net, **kwargs):
+            net.module_.linear_encoder.weight.requires_grad_(len(net.history) % 4 < 2)
+
+    fits = []
+    for repeats in (True, False):
+        monkeypatch.setattr(_net, "_repeats_on", lambda device, repeats=repeats: repeats)
+        fits.append(fit(TopKSAE, X, nb_epochs=6, callbacks=[Freeze()]))
+    assert sum(entry["n"] for entry in graphs) > 20
+    weights = [sae.module_.linear_encoder.weight.detach() for sae in fits]
+    assert torch.allclose(*weights, atol=1e-6)
+
+
 def test_a_record_that_fails_is_not_tried_again(X, graphs, monkeypatch):
-    def fail(work):
+    def fail(work, device):
         work()
         raise RuntimeError("not permitted when stream is capturing\nmore")
 
