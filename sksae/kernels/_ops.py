@@ -19,8 +19,13 @@ DEVICES = ("cpu", "cuda")
 
 
 def serves(backend: str, device: torch.device) -> bool:
-    """Tell whether a ``backend`` parameter means these kernels on a device."""
-    return device.type in DEVICES and backend in ("auto", device.type)
+    """Tell whether a ``backend`` parameter means these kernels on a device.
+
+    "auto" does where they are compiled, or on the CPU, where torch's gathers do almost as well.
+    """
+    if backend == "auto":
+        return device.type == "cpu" or (device.type == "cuda" and _cuda.compiled() is not None)
+    return device.type in DEVICES and backend == device.type
 
 
 def module_for(device: torch.device) -> ModuleType:

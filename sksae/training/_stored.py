@@ -7,7 +7,7 @@ import contextlib
 import torch
 from torch import Tensor
 
-from ..kernels import DEVICES, Workspace, name
+from ..kernels import DEVICES, Workspace, name, serves
 
 # Below this width, and above this share of stored codes, dense products are faster.
 _FEWEST_CONCEPTS = 256
@@ -43,6 +43,8 @@ class StoredSteps:
             return "as asked for"
         if self.device.type not in DEVICES:
             return "the kernels for stored codes are for CPUs and CUDA devices"
+        if not serves(self.wanted, self.device):
+            return f"backend='{self.device.type}' asks for {name(self.device)}"
         if net.amp_dtype is not None and not self._rounds(net):
             return "use_amp in float16" if self.device.type == "cuda" else "use_amp"
         for part in (net.module_, net.criterion_):

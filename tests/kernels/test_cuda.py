@@ -83,12 +83,22 @@ def test_without_triton_or_with_one_that_does_not_run(monkeypatch):
     try:
         assert _cuda.compiled() is None
         assert _cuda.name().startswith("stored codes only, torch's gathers, as Triton ")
+        device = torch.device("cuda")
+        assert kernels.serves("cuda", device) and not kernels.serves("auto", device)
         _cuda._find.cache_clear()
         monkeypatch.delattr(kernels, "_triton", raising=False)
         monkeypatch.setitem(sys.modules, "sksae.kernels._triton", None)
         assert _cuda.name() == "stored codes only, torch's gathers, as Triton is not installed"
     finally:
         _cuda._find.cache_clear()
+
+
+def test_who_is_served(monkeypatch):
+    devices = [torch.device(kind) for kind in ("cpu", "cuda", "mps")]
+    monkeypatch.setattr(_cuda, "compiled", lambda: _cuda)
+    assert [kernels.serves("auto", device) for device in devices] == [True, True, False]
+    assert [kernels.serves("cuda", device) for device in devices] == [False, True, False]
+    assert not any(kernels.serves("reference", device) for device in devices)
 
 
 def test_kernels_are_those_of_the_device():
