@@ -21,7 +21,7 @@ DEVICES = ("cpu", "cuda")
 def serves(backend: str, device: torch.device) -> bool:
     """Tell whether a ``backend`` parameter means these kernels on a device.
 
-    "auto" does where they are compiled, or on the CPU, where torch's gathers do almost as well.
+    "auto" does on the CPU, and on a CUDA device on which Triton runs.
     """
     if backend == "auto":
         return device.type == "cpu" or (device.type == "cuda" and _cuda.compiled() is not None)
