@@ -1,6 +1,6 @@
 """The encoder's product in bfloat16, which tells a CUDA device where the large pre-codes are.
 
-Such a product takes a tenth of the time of one in float32. The pre-codes that may be selected are
+Such a product is much faster than one in float32. The pre-codes that may be selected are
 then computed in float32: as `_screen` does it on the CPU, with other roundings. Those of rows c
 and weights W to bfloat16 have about the standard deviation, each relative to its entry,
 ``2^-8 / sqrt(3)``, so that a pre-code is off by about::
@@ -32,10 +32,10 @@ _LEVEL = 8 * math.sqrt(2 / 3) * 2**-8
 # Of a pre-code and of a bias.
 _ROUNDING = 2**-7
 _FEWEST_CONCEPTS, _FEWEST_FEATURES, _FEWEST_ROWS = 4096, 64, 64
-# Pre-codes computed for each one selected, the share of all up to which that is faster, and the
-# share of rows that are computed whole: those that may need it most.
 # Batches until it is tried again after one that had to be computed whole.
 _PAUSE = 32
+# Pre-codes computed for each one selected, at least, the share of all up to which that is done,
+# and the share of rows that are computed whole: those that may need it most.
 _TRIED, _FEWEST_TRIED, _LARGEST_SHARE, _AGAIN = 2, 32, 1 / 16, 1 / 64
 
 

@@ -103,7 +103,7 @@ class RowBatches:
         return InputStatistics.of(self)
 
     def blocks(self, n_columns: int = 0) -> Iterator[Tensor]:
-        """Give the rows in order, in blocks of up to 32 MiB, for CUDA devices of up to 1 GiB.
+        """Give the rows in order, in blocks of up to 32 MiB, or on a CUDA device 1 GiB.
 
         Parameters
         ----------

@@ -37,11 +37,23 @@ def both(tensors, k):
     return losses, [torch.autograd.grad(3 * loss, parameters) for loss in losses]
 
 
-@pytest.fixture(params=[1, 2])
-def n_threads(request):
+@pytest.fixture
+def on_cuda(monkeypatch):
+    """Compute on the CPU as on CUDA devices, without Triton."""
+    monkeypatch.setattr(_dead, "_way", lambda device, k, n_dead: _dead._sums_on_device)
+    monkeypatch.setattr(_cuda, "compiled", lambda: None)
+
+
+@pytest.fixture(params=[1, 2, "cuda"])
+def how(request):
+    """How many threads compute, or that it is done as on CUDA devices."""
+    if request.param == "cuda":
+        request.getfixturevalue("on_cuda")
+        yield
+        return
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
-    yield request.param
+    yield
     torch.set_num_threads(before)
 
 
@@ -51,7 +63,7 @@ SIZES += [(50, 300, 7), (600, 48, 12), (1, 4, 1), (300, 90, 1)]
 
 
 @pytest.mark.parametrize(("n", "n_dead", "k"), SIZES)
-def test_loss_and_gradients(n, n_dead, k, n_threads):
+def test_loss_and_gradients(n, n_dead, k, how):
     (loss, expected), (gradients, plain_gradients) = both(batch(n, n_dead), k)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     for gradient, reference in zip(gradients, plain_gradients, strict=True):
@@ -139,21 +151,6 @@ def test_what_is_not_a_number_is_not_hidden():
     tensors = batch(6, 5)
     tensors[0][2, 3] = np.nan
     assert compiled(*tensors, 2).isnan()
-
-
-@pytest.fixture
-def on_cuda(monkeypatch):
-    """Compute on the CPU as on CUDA devices, without Triton."""
-    monkeypatch.setattr(_dead, "_way", lambda device, k, n_dead: _dead._sums_on_device)
-    monkeypatch.setattr(_cuda, "compiled", lambda: None)
-
-
-@pytest.mark.parametrize(("n", "n_dead", "k"), SIZES)
-def test_loss_and_gradients_on_cuda(n, n_dead, k, on_cuda):
-    (loss, expected), (gradients, plain_gradients) = both(batch(n, n_dead), k)
-    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
-    for gradient, reference in zip(gradients, plain_gradients, strict=True):
-        torch.testing.assert_close(gradient, reference, rtol=1e-10, atol=1e-13)
 
 
 @pytest.mark.parametrize("k", [3, 12, 30])

@@ -161,44 +161,6 @@ def layout(seed):
     return SparseCodes(indptr, mask.nonzero()[:, 1].int(), M)
 
 
-@pytest.mark.parametrize("block", [2, 256])
-@pytest.mark.parametrize("tangent", [False, True])
-@pytest.mark.parametrize("with_part", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_steps_by_rows_are_those_of_torch(dtype, with_part, tangent, block, monkeypatch):
-    """With blocks of few entries, so that whole ones are added up before, and with large ones."""
-    monkeypatch.setattr(_triton, "_BLOCK", block)
-    start = normalize(numbers(M, D, dtype=dtype))
-    by_rows, plain = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
-    params = {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-4, "fused": True}
-    optimizers = [torch.optim.Adam([p], **params) for p in (by_rows, plain)]
-    dead = torch.tensor([0, 7, 16])
-    for step in range(3):
-        codes = layout(step)
-        weights = numbers(len(codes.columns), dtype=dtype, seed=step)
-        batch = numbers(N, D, dtype=dtype, seed=10 + step)
-        gradients = RowGradients()
-        gradients.add("dictionary", codes, weights, batch, tangent)
-        gradient = codes.dense(weights).T @ batch
-        if tangent:
-            gradient -= (gradient * plain).sum(1, keepdim=True).detach() * plain.detach()
-        if with_part:
-            part = gradients.take("dictionary", by_rows, dead)
-            (3 * part.square().sum()).backward()
-            gradient[dead] += 6 * by_rows.detach()[dead]
-        plain.grad = gradient.detach()
-        gradients.step({"dictionary": by_rows}, optimizers[0])
-        optimizers[1].step()
-        if tangent:
-            plain.data.div_(plain.data.norm(dim=1, keepdim=True) + 1e-8)
-        assert gradients.normalized == ({"dictionary"} if tangent else set())
-    tolerance = 1e-5 if dtype == torch.float32 else 1e-13
-    assert torch.allclose(by_rows, plain, atol=tolerance, rtol=0)
-    states = [o.state[p] for o, p in zip(optimizers, (by_rows, plain), strict=True)]
-    for name in ("step", "exp_avg", "exp_avg_sq"):
-        assert torch.allclose(states[0][name], states[1][name], atol=tolerance, rtol=0)
-
-
 def test_rates_and_momenta_at_their_ends():
     """No first moment, and a rate that float32 cannot hold."""
     rows = [torch.nn.Parameter(torch.ones(M, D, dtype=torch.float64)) for _ in range(2)]

@@ -1,19 +1,43 @@
 """Steps of Adam from gradients that are never written out, against torch's own."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import normalize
 
-from sksae.kernels import RowGradients, SparseCodes, steps_by_rows, sum_rows
+from sksae.kernels import (
+    RowGradients,
+    SparseCodes,
+    _cuda,
+    _ops,
+    _row_gradients,
+    steps_by_rows,
+    sum_rows,
+)
 
 pytest.importorskip("numba")
 
 N, M, D = 12, 41, 9
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+# In Triton's interpreter with blocks of few entries, so that whole ones are added up before, and
+# with large ones.
+@pytest.fixture(params=[2, 256] if INTERPRETED else [None], autouse=True)
+def loops(request, monkeypatch):
+    """What computes: the loops for the CPU, or Triton's interpreter as on CUDA devices."""
+    if INTERPRETED:
+        monkeypatch.setattr(_ops, "module_for", lambda device: _cuda)
+        monkeypatch.setattr(_row_gradients, "_steps_on_cpu", _row_gradients._steps_on_cuda)
+        monkeypatch.setattr(_cuda.compiled(), "_BLOCK", request.param)
 
 
 def layout(seed):
+    """Give codes of which some concepts have none, and one has one in each row."""
     mask = torch.rand(N, M, generator=torch.manual_seed(seed)) < 0.1
+    mask[:, 3], mask[:, 5] = True, False
     indptr = torch.zeros(N + 1, dtype=torch.int32)
     indptr[1:] = mask.sum(1).cumsum(0)
     return SparseCodes(indptr, mask.nonzero()[:, 1].int(), M)

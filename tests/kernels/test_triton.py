@@ -14,16 +14,22 @@ LEFT_OUT = ("300-70-3", "float64-5-131", "largest", "ranges", "thread", "layouts
 LEFT_OUT += ("5-131-19-131", "split", "float64")
 
 
-def test_they_pass_the_tests_of_all_kernels_in_the_interpreter():
+@pytest.mark.parametrize(
+    "names, left_out",
+    [
+        (("test_kernels.py", "test_cuda.py::test_top_k_in_half_precision"), LEFT_OUT),
+        (("test_interpreted.py", "test_row_gradients.py"), ("optimizer", "written_out")),
+    ],
+)
+def test_they_pass_tests_in_the_interpreter(names, left_out):
     """Triton asks the environment once, when it is imported."""
     here = Path(__file__).parent
-    tests = [here / "test_kernels.py", here / "test_interpreted.py"]
-    tests.append(f"{here / 'test_cuda.py'}::test_top_k_in_half_precision")
-    choice = "not " + " and not ".join(LEFT_OUT)
+    choice = "not " + " and not ".join(left_out)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", choice]
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTEST_ADDOPTS": ""}
+    tests = [f"{here}/{name}" for name in names]
     done = subprocess.run(
-        [*command, *map(str, tests)], env=environment, capture_output=True, text=True, check=False
+        [*command, *tests], env=environment, capture_output=True, text=True, check=False
     )
     last = done.stdout.strip().splitlines()[-1]
     assert done.returncode == 0, done.stdout
