@@ -66,9 +66,9 @@ class Case:
     published: tuple[str, ...] = ()
     on_device: bool = False
 
-    def fits(self, names=None):
+    def fits(self, names=None, budgets=None):
         """Give ``(name, budget, parameters)`` of each SAE to fit."""
-        for budget in self.budgets:
+        for budget in budgets or self.budgets:
             for name in names or self.names:
                 if hasattr(sksae, name):
                     for own in [{}, *self.more.get(name, [])]:
@@ -105,6 +105,7 @@ CASES = {
         budgets=(8,),
         n_train=240_000,
         published=("A plain TopK loop found 96.7 % after 2.4 M rows at its best rate.",),
+        on_device=True,
     ),
     "korznikov100": Case(
         datasets.make_korznikov,
@@ -113,6 +114,7 @@ CASES = {
         n_train=500_000,
         names=NAMES[:4],
         published=_KORZNIKOV,
+        on_device=True,
     ),
     "korznikov100-variable": Case(
         partial(datasets.make_korznikov, law="variable"),
@@ -121,6 +123,7 @@ CASES = {
         n_train=500_000,
         names=NAMES[:4],
         published=_KORZNIKOV,
+        on_device=True,
     ),
     # A sixteenth of the published world's features in a sixth of its dimensions has 7.2 active
     # features instead of 34.5: budgets of 4 and 5 are to it what 20 and 25 are to the other.

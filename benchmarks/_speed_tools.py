@@ -175,7 +175,30 @@ def rows(job):
         return torch.from_numpy(np.array(array[: job["n_rows"]], dtype=np.float32)).to(
             job["device"]
         )
-    return synthetic(job["n_rows"], job["d"]).to(job["device"])
+    if job["device"] == "cuda":
+        return planted(job["n_rows"], job["d"], job["device"])
+    return synthetic(job["n_rows"], job["d"])
+
+
+def planted(n_rows, d, device, seed=0):
+    """Give rows with a mean, of 32 active features each, of 16,384 of falling frequency.
+
+    Of a wide dictionary that large batches train, few concepts die on such rows.
+    """
+    generator = torch.Generator(device).manual_seed(seed)
+    on = {"device": device, "generator": generator}
+    directions = torch.nn.functional.normalize(torch.randn(2**14, d, **on), dim=1)
+    frequency = torch.arange(1, 2**14 + 1, device=device) ** -0.5
+    X = 0.2 * torch.randn(d, **on).repeat(n_rows, 1)
+    for block in X.split(8192):
+        active = torch.multinomial(
+            frequency, 32 * len(block), replacement=True, generator=generator
+        )
+        strengths = 0.5 + torch.rand(len(block), 32, **on)
+        block += torch.nn.functional.embedding_bag(
+            active.view(-1, 32), directions, per_sample_weights=strengths, mode="sum"
+        )
+    return X
 
 
 def synthetic(n_rows, d, seed=0):

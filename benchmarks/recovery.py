@@ -71,7 +71,7 @@ def rows(name, seed, args):
     test = source.sample(args.n_test or case.n_test, return_codes=True)
     shared = {"set": name, "seed": seed, "n_train": n_train, "true_l0": round(l0(test[1]), 3)}
     yield shared | {"variant": CONTROL, "budget": None, "params": {}} | control(case, source, seed)
-    for variant, budget, own in case.fits(args.variants):
+    for variant, budget, own in case.fits(args.variants, args.budgets):
         params = case.params | own | dict(args.param)
         sae = getattr(sksae, variant)(
             case.width,
@@ -211,6 +211,8 @@ def parse(arguments=None):
     parser.add_argument("--sets", nargs="+", choices=CASES, default=list(DEFAULT_SETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[101])
     parser.add_argument("--variants", nargs="+", help="by default all of a set")
+    parser.add_argument("--budgets", type=int, nargs="+",
+                        help="numbers of active concepts, by default those of the set")  # fmt: skip
     parser.add_argument("--n-train", type=int, help="training rows, by default those of the set")
     parser.add_argument("--n-test", type=int, help="held-out rows, by default those of the set")
     parser.add_argument("--param", type=option, action="append", default=[], metavar="KEY=VALUE",

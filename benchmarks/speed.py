@@ -3,7 +3,8 @@
 What is compared: each library trains with its own trainer as its users call it, fed from memory.
 A step is the time from one request of the trainer for a batch to the next; the first ones are
 dropped, the median counts. Encoding is each library's own call for a batch of rows (sksae:
-``transform``, from an array to CSR; the others give dense codes, sparsify the top ones). The
+``transform``, from an array to CSR, on a GPU ``encode``, from rows on the device to dense codes;
+the others give dense codes, sparsify the top ones). The
 competitors take turns, round by round, each in a process of its own that stays. Before and after
 each measurement the same process times the encoder's product alone (b x d by d x m, float32,
 written to the same memory): results are ratios to it, and ratios to sksae within a round.
@@ -55,6 +56,10 @@ from _speed_table import summary, table
 HERE = Path(__file__).parent
 DEFAULT_CASES = {"cpu": ["topk", "variants", "sklearn"], "cuda": ["cuda"]}
 N_ROWS = 32_768
+GENERATED = {
+    "cpu": "64 directions of falling variance, and noise",
+    "cuda": "32 active of 16,384 features of falling frequency",
+}
 
 
 class Worker:
@@ -183,7 +188,7 @@ def about(args):
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY"),
         "load_at_start": [round(x, 2) for x in os.getloadavg()],
         "python": sys.version.split()[0],
-        "data": str(args.data) if args.data else "64 directions of falling variance, and noise",
+        "data": str(args.data) if args.data else GENERATED[args.device],
     }
 
 

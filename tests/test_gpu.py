@@ -295,8 +295,9 @@ def test_a_step_by_rows(d, dtype, block, monkeypatch):
         optimizers[1].step()
         modules[1].after_step()
     # Rounding to bfloat16 decides about some codes.
-    # Rows have unit norm to 1e-8, which one takes for exact and the other does not.
-    tolerance = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float64: 1e-8}[dtype]
+    # Rows have unit norm to 1e-8, which one takes for exact and the other does not; Adam makes
+    # more of it where gradients are small.
+    tolerance = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float64: 1e-6}[dtype]
     for ours, theirs in zip(modules[0].parameters(), modules[1].parameters(), strict=True):
         off = (ours - theirs).abs()
         assert half or off.max() < tolerance
@@ -375,7 +376,7 @@ def n_repeated(monkeypatch):
 
 @pytest.mark.parametrize("params", [{}, {"auxk_coefficient": 0.0}, {"dead_after": 300}])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-@pytest.mark.parametrize("cls", [TopKSAE, BatchTopKSAE])
+@pytest.mark.parametrize("cls", [TopKSAE, BatchTopKSAE, MatryoshkaSAE])
 def test_repeated_steps_are_those_taken_one_by_one(cls, dtype, params, X, n_repeated, monkeypatch):
     """With other rows, learning rates, dead concepts and a smaller last batch in each epoch."""
     wide, params = X.astype(dtype), {"backend": "cuda", "nb_epochs": 20} | params
@@ -395,7 +396,7 @@ def test_repeated_steps_are_those_taken_one_by_one(cls, dtype, params, X, n_repe
         np.testing.assert_allclose(repeated.components_, plain.components_, atol=1e-6)
 
 
-@pytest.mark.parametrize("cls", [TopKSAE, BatchTopKSAE])
+@pytest.mark.parametrize("cls", [TopKSAE, BatchTopKSAE, MatryoshkaSAE])
 def test_repeated_steps_in_bfloat16(cls, X, n_repeated, monkeypatch):
     params = {"backend": "cuda", "use_amp": "bf16", "nb_epochs": 20, "dead_after": 300}
     repeated = make(cls, **params).fit(X)
@@ -420,7 +421,7 @@ def test_weights_that_a_callback_changes_are_seen_by_repeated_steps(X, n_repeate
 
 @pytest.mark.parametrize("steady", [2, 10**9])
 @pytest.mark.parametrize("use_amp", [False, "bf16"])
-@pytest.mark.parametrize("cls", [TopKSAE, BatchTopKSAE])
+@pytest.mark.parametrize("cls", [TopKSAE, BatchTopKSAE, MatryoshkaSAE])
 def test_steps_do_not_wait_for_the_device(cls, use_amp, steady, X, monkeypatch):
     """But every sixteenth, which lists the dead concepts."""
     monkeypatch.setattr("sksae.training._recorded._STEADY", steady)

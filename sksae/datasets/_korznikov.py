@@ -28,6 +28,7 @@ def make_korznikov(
     nb_concepts=3200,
     n_active=20,
     law="constant",
+    device="cpu",
     return_codes=False,
     random_state=None,
 ):
@@ -53,6 +54,8 @@ def make_korznikov(
         "variable" draws each ``log10(p_i)`` uniformly from [-5.5, -1.2]: the rarest feature
         is in 3 of a million rows, the most frequent in 6 of a hundred, and 0.64 % of
         ``nb_concepts`` are active on average.
+    device : str or torch.device, default="cpu"
+        Where rows are drawn.
     return_codes : bool, default=False
         Whether to return the strengths.
     random_state : int, RandomState instance or None, default=None
@@ -84,20 +87,24 @@ def make_korznikov(
     ((10, 50), (400, 50), 0.02)
     """
     _check(n_samples, n_features, nb_concepts, n_active, law)
-    rng = generator(random_state)
+    rng = generator(random_state, device)
     dictionary = unit_vectors(nb_concepts, n_features, rng)
     if law == "constant":
         p = torch.full((nb_concepts,), n_active / nb_concepts, dtype=torch.float64)
     else:
         low, high = _LOG10_P
-        p = 10 ** (low + (high - low) * torch.rand(nb_concepts, generator=rng).double())
+        share = torch.rand(nb_concepts, generator=rng, device=rng.device).cpu()
+        p = 10 ** (low + (high - low) * share.double())
+
+    active = p.float().to(rng.device)
 
     def draw(n, rng):
-        place = bernoulli(n, p.float(), rng).flatten().nonzero()[:, 0]
-        strengths = torch.randn(len(place), generator=rng).mul_(_LOG_STRENGTH_STD).exp_()
+        place = bernoulli(n, active, rng).flatten().nonzero()[:, 0]
+        noise = torch.randn(len(place), generator=rng, device=rng.device)
+        strengths = noise.mul_(_LOG_STRENGTH_STD).exp_()
         return scattered(place, strengths, (n, nb_concepts))
 
-    rows = torch.randint(2**31 - 1, (), generator=rng).item()
+    rows = torch.randint(2**31 - 1, (), generator=rng, device=rng.device).item()
     return answer(PlantedFeatures(draw, dictionary, p, random_state=rows), n_samples, return_codes)
 
 

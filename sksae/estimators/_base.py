@@ -596,7 +596,7 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
     # -- tensors --------------------------------------------------------------------
 
     def encode(self, x):
-        """Encode a tensor, with gradients.
+        """Encode a tensor, with gradients; under ``torch.no_grad`` several times as fast.
 
         Parameters
         ----------
@@ -612,7 +612,10 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         check_is_fitted(self)
         bias = self.module_.decoder_bias
         check_tensor(x, "x", self.n_features_in_, type(self).__name__)
-        return self.module_.eval().encode(x.to(bias.device, bias.dtype))[1].to(x.device)
+        module, given = self.module_.eval(), x.to(bias.device, bias.dtype)
+        if torch.is_grad_enabled():
+            return module.encode(given)[1].to(x.device)
+        return Coder(module, self.backend).encode_dense(given).to(x.device)
 
     def decode(self, z):
         """Decode a tensor of codes, with gradients.

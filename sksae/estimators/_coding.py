@@ -39,7 +39,7 @@ class Coder:
                 codes, values = codes.keep(codes.kept), values[codes.kept]
             # On the CPU whoever builds a matrix sorts them all at once.
             return (codes, values) if self.device.type == "cpu" else codes.ascending(values)
-        dense = self.encode_dense(x)
+        dense = self.encode_dense(x)  # in plain torch
         active = dense != 0
         columns = active.nonzero()[:, 1].int()
         indptr = indptr_of(active.sum(dim=1))
@@ -48,6 +48,9 @@ class Coder:
     @torch.no_grad()
     def encode_dense(self, x: Tensor) -> Tensor:
         """Give the codes of a block as a dense tensor, in input units."""
+        if self.selects:
+            codes, values = self.module.encode_sparse(x, self._pre_codes(len(x)))
+            return codes.dense(values)
         with torch.autocast(self.device.type, enabled=False):
             return self.module.encode(x)[1]
 

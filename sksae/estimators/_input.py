@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from scipy import sparse
+from sklearn import get_config
+from sklearn.utils import assert_all_finite
 from sklearn.utils.validation import check_array, validate_data
+
+from ..training._data import as_tensor
 
 _DTYPES = [np.float64, np.float32]
 
@@ -37,14 +42,27 @@ def to_array(X, owner: str, name: str = "X", width: str = "n_features"):
 
 def check_input(estimator, X, *, reset: bool, min_samples: int = 1):
     """Validate X as scikit-learn does; give a float32 or float64 ndarray or CSR matrix."""
-    return validate_data(
+    owner = type(estimator).__name__
+    X = validate_data(
         estimator,
-        to_array(X, type(estimator).__name__),
+        to_array(X, owner),
         reset=reset,
         accept_sparse="csr",
         dtype=_DTYPES,
         ensure_min_samples=min_samples,
+        ensure_all_finite=False,
     )
+    _check_finite(X, owner)
+    return X
+
+
+def _check_finite(X, owner: str) -> None:
+    """Refuse what is not finite as scikit-learn does, whose own sum has one thread."""
+    if get_config()["assume_finite"]:
+        return
+    entries = as_tensor(X.data if sparse.issparse(X) else X)
+    if not torch.isfinite(entries.sum()):
+        assert_all_finite(X, estimator_name=owner, input_name="X")
 
 
 def check_target(estimator, y, n_rows: int, n_outputs: int | None = None):

@@ -70,18 +70,19 @@ def _size_back(codes, values, bias, sizes):
 
 class _Decode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, values, dictionary, bias, codes):
-        ctx.save_for_backward(values, dictionary)
-        ctx.codes, ctx.gradients = codes, None
-        return _ops.sum_rows(codes.indptr, codes.columns, values, dictionary) + bias
+    def forward(ctx, values, dictionary, bias, codes, gradients):
+        table = dictionary if gradients is None else gradients.rounded(dictionary)
+        ctx.save_for_backward(values, dictionary, table)
+        ctx.codes, ctx.gradients = codes, gradients
+        return _ops.sum_rows(codes.indptr, codes.columns, values, table) + bias
 
     @staticmethod
     def backward(ctx, g):
-        values, dictionary = ctx.saved_tensors
+        values, dictionary, table = ctx.saved_tensors
         on_dictionary = None
         if ctx.needs_input_grad[1]:
             on_dictionary = _summed(ctx, "dictionary", values, g, dictionary)
-        return _ops.products(ctx.codes, g, dictionary), on_dictionary, g.sum(dim=0), None
+        return _ops.products(ctx.codes, g, table), on_dictionary, g.sum(dim=0), None, None
 
 
 class _Reconstruct(torch.autograd.Function):
@@ -158,7 +159,13 @@ def encode(
     return _Encode.apply(u, center, weight, bias, select, workspace, gradients, sizes)
 
 
-def decode(codes: SparseCodes, values: Tensor, dictionary: Tensor, bias: Tensor) -> Tensor:
+def decode(
+    codes: SparseCodes,
+    values: Tensor,
+    dictionary: Tensor,
+    bias: Tensor,
+    gradients: RowGradients | None = None,
+) -> Tensor:
     """Decode stored codes with a dictionary whose rows have unit norm.
 
     Parameters
@@ -168,12 +175,14 @@ def decode(codes: SparseCodes, values: Tensor, dictionary: Tensor, bias: Tensor)
     dictionary : Tensor of shape (m, d)
         Its gradient is that of its rows divided by their norms: with no part along a row.
     bias : Tensor of shape (d,)
+    gradients : RowGradients, optional
+        Where the backward pass is to leave the gradient of ``dictionary``.
 
     Returns
     -------
     Tensor of shape (n, d)
     """
-    return _Decode.apply(values, dictionary, bias, codes)
+    return _Decode.apply(values, dictionary, bias, codes, gradients)
 
 
 def reconstruct(

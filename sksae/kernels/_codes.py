@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -82,20 +81,19 @@ class SparseCodes:
             columns = torch.where(self.kept, columns, self.n_concepts)
         return columns.sort(stable=True)
 
-    def split_at(self, ends: Sequence[int]) -> SparseCodes:
+    def split_at(self, begins: Tensor) -> SparseCodes:
         """Give the same entries with a row for every row and group of concepts.
 
-        Row ``i * len(ends) + g`` has the entries of row i whose concepts lie from
-        ``ends[g - 1]`` (0 for the first group) to ``ends[g]``; the last end is
-        ``n_concepts``. The columns of each row have to ascend, as `above` gives them.
+        Row ``i * len(begins) + g`` has the entries of row i whose concepts lie from
+        ``begins[g]`` to before ``begins[g + 1]``, or to the last; the first begins at 0. The
+        columns of each row have to ascend, as `above` gives them.
         """
         n_rows, device = len(self.indptr) - 1, self.columns.device
-        begins = torch.tensor([0, *ends[:-1]], device=device)
         first = torch.arange(n_rows, device=device)[:, None] * self.n_concepts
-        indptr = torch.empty(n_rows * len(ends) + 1, dtype=torch.int32, device=device)
+        indptr = torch.empty(n_rows * len(begins) + 1, dtype=torch.int32, device=device)
         keys = self.rows.long() * self.n_concepts + self.columns
         indptr[:-1] = torch.searchsorted(keys, (first + begins).flatten())
-        indptr[-1] = len(keys)
+        indptr[-1:].fill_(len(keys))  # an assignment would copy from the host
         return SparseCodes(indptr, self.columns, self.n_concepts)
 
     def ascending(self, values: Tensor) -> tuple[SparseCodes, Tensor]:

@@ -61,6 +61,11 @@ def name() -> str:
     return f"stored codes only, {_find()[1]}"
 
 
+def _compiled_for(pre: Tensor) -> ModuleType:
+    """Give the kernels that take pre-codes of this precision."""
+    return _gathers if pre.dtype == torch.float64 else compiled() or _gathers
+
+
 def top_k(pre: Tensor | HalfScreened, k: int) -> tuple[SparseCodes, Tensor]:
     """Select the k largest positive entries of each row; see `_cpu.top_k`.
 
@@ -84,7 +89,7 @@ def above(pre: Tensor | HalfScreened, cut: Tensor) -> tuple[SparseCodes, Tensor]
     if isinstance(pre, HalfScreened):
         chosen = pre.above(cut)
         return above(pre.dense(), cut) if chosen is None else chosen
-    return _gathers.above(pre, cut)
+    return _compiled_for(pre).above(pre, cut)
 
 
 def keep_dead(pre: Tensor, k: int, leak: float) -> tuple[Tensor, Tensor]:
@@ -126,7 +131,7 @@ def largest(
     """
     pre = pre.dense() if isinstance(pre, HalfScreened) else pre
     n, m = pre.shape
-    values, at = pre.flatten().topk(min(n_kept + n, pre.numel()), sorted=False)
+    values, at = _largest_entries(pre, min(n_kept + n, pre.numel()))
     cut = values.topk(n_kept, sorted=False).values.min().clamp(min=0)
     at, order = at.sort()
     rows, values = at // m, values[order].relu()
@@ -135,6 +140,23 @@ def largest(
     kept = (values >= cut) & (values > 0)
     codes = SparseCodes(indptr, (at % m).int(), m, kept, n_spare=len(at) - n_kept)
     return codes, values * kept, cut
+
+
+def _largest_entries(pre: Tensor, n_largest: int) -> tuple[Tensor, Tensor]:
+    """Give the largest entries, those of which are right that are positive, and their places."""
+    kernels, m = compiled(), pre.shape[1]
+    tops = None if kernels is None or pre.dtype == torch.float64 else kernels.group_tops(pre)
+    if tops is None or n_largest >= tops.numel():
+        return pre.flatten().topk(n_largest, sorted=False)
+    # They are in as many groups of columns, those with the largest entries.
+    n_groups = tops.shape[1]
+    group = tops.flatten().topk(n_largest, sorted=False).indices
+    steps = torch.arange(0, m, n_groups, device=pre.device)
+    columns = (group % n_groups)[:, None] + steps
+    at = (group // n_groups * m)[:, None] + columns
+    entries = pre.flatten()[at.clamp_(max=pre.numel() - 1)].masked_fill_(columns >= m, -torch.inf)
+    values, chosen = entries.flatten().topk(n_largest, sorted=False)
+    return values, at.flatten()[chosen]
 
 
 def sum_rows(starts: Tensor, index: Tensor, weights: Tensor, table: Tensor) -> Tensor:

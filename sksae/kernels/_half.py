@@ -136,8 +136,8 @@ class HalfScreened:
         return SparseCodes(indptr, columns.flatten(), m, values > 0, k), values
 
     def above(self, cut: Tensor) -> tuple[SparseCodes, Tensor] | None:
-        """Select as `_gathers.above` does; None if a product in float32 is to do it."""
-        from ._gathers import above
+        """Select as `_cuda.above` does; None if a product in float32 is to do it."""
+        from ._cuda import above
 
         n, m = self.shape
         cut = cut.to(self.dtype).expand(m)

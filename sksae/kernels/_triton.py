@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._codes import SparseCodes
+from ._codes import SparseCodes, indptr_of
 from ._gathers import TINY
 
 # Entries, features and row features that a program holds at once.
@@ -26,6 +26,8 @@ _GATHERED, _BLOCK = 64, 256
 # Groups that the columns of a wide row are put into, columns of each, and candidates of a row.
 _FEWEST_GROUPS, _MOST_GROUPS = 256, 2048
 _SMALLEST_GROUP, _LARGEST_GROUP, _MOST_CANDIDATES = 8, 64, 2**14
+# Columns that are compared with a cut at once.
+_SCANNED = 1024
 
 
 @triton.jit
@@ -271,21 +273,34 @@ def _keep_dead(
 
 
 @triton.jit
-def _top_groups(pre, groups, m, k, LOWEST: tl.constexpr, GROUPS: tl.constexpr, SIZE: tl.constexpr):
-    """Find the k groups of columns, g, g + GROUPS and so on, that have the largest entries.
-
-    The k largest entries of the row are among them.
-    """
-    i = tl.program_id(0).to(tl.int64)
+def _tops(pre, i, m, GROUPS: tl.constexpr, SIZE: tl.constexpr):
+    """Give the largest entry, at least 0, of each group of columns g, g + GROUPS and so on."""
     g = tl.arange(0, GROUPS)
     top = tl.zeros((GROUPS,), dtype=tl.float32)
     for s in tl.static_range(SIZE):
         j = s * GROUPS + g
         x = tl.load(pre + i * m + j, mask=j < m, other=0.0).to(tl.float32)
         top = tl.maximum(top, x, propagate_nan=tl.PropagateNan.ALL)
-    chosen = _chosen(_bits(top), k, LOWEST)
+    return top
+
+
+@triton.jit
+def _group_tops(pre, tops, m, GROUPS: tl.constexpr, SIZE: tl.constexpr):
+    i = tl.program_id(0).to(tl.int64)
+    top = _tops(pre, i, m, GROUPS, SIZE)
+    tl.store(tops + i * GROUPS + tl.arange(0, GROUPS), top.to(tops.dtype.element_ty))
+
+
+@triton.jit
+def _top_groups(pre, groups, m, k, LOWEST: tl.constexpr, GROUPS: tl.constexpr, SIZE: tl.constexpr):
+    """Find the k groups of columns that have the largest entries.
+
+    The k largest entries of the row are among them.
+    """
+    i = tl.program_id(0).to(tl.int64)
+    chosen = _chosen(_bits(_tops(pre, i, m, GROUPS, SIZE)), k, LOWEST)
     at = i * k + tl.cumsum(chosen.to(tl.int32), axis=0) - 1
-    tl.store(groups + at, g, mask=chosen)
+    tl.store(groups + at, tl.arange(0, GROUPS), mask=chosen)
 
 
 @triton.jit
@@ -304,6 +319,39 @@ def _top_of_groups(
     j, x, bits = (tl.reshape(j, (SIZE * N_GROUPS,)), tl.reshape(x, (SIZE * N_GROUPS,)),
                   tl.reshape(bits, (SIZE * N_GROUPS,)))  # fmt: skip
     _store_chosen(columns, values, i * k, _chosen(bits, k, LOWEST), j, x)
+
+
+@triton.jit
+def _exceeds(pre, cut, i, j, m, EACH: tl.constexpr):
+    """Give some entries of a row, and which exceed the cut, their column's own or that of all."""
+    x = tl.load(pre + i * m + j, mask=j < m, other=0.0)
+    level = tl.load(cut + j, mask=j < m, other=0.0) if EACH else tl.load(cut)
+    return x, (x.to(tl.float32) > level.to(tl.float32)) & (j < m)
+
+
+@triton.jit
+def _count_above(pre, cut, counts, m, EACH: tl.constexpr, COLUMNS: tl.constexpr):
+    i = tl.program_id(0).to(tl.int64)
+    total = tl.zeros((COLUMNS,), dtype=tl.int32)
+    for first in range(0, m, COLUMNS):
+        _, above = _exceeds(pre, cut, i, first + tl.arange(0, COLUMNS), m, EACH)
+        total += above.to(tl.int32)
+    tl.store(counts + i, tl.sum(total, axis=0))
+
+
+@triton.jit
+def _store_above(pre, cut, starts, columns, values, m, EACH: tl.constexpr, COLUMNS: tl.constexpr):
+    i = tl.program_id(0).to(tl.int64)
+    at = tl.load(starts + i)
+    for first in range(0, m, COLUMNS):
+        j = first + tl.arange(0, COLUMNS)
+        x, above = _exceeds(pre, cut, i, j, m, EACH)
+        n_above = tl.sum(above.to(tl.int32), axis=0)
+        if n_above > 0:
+            place = at + tl.cumsum(above.to(tl.int32), axis=0) - 1
+            tl.store(columns + place, j, mask=above)
+            tl.store(values + place, x, mask=above)
+            at += n_above
 
 
 def _launch(
@@ -379,6 +427,47 @@ def top_k(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     constants |= {"N_GROUPS": n_groups, "num_warps": max(1, min(16, size * n_groups // 256))}
     _launch(_top_of_groups, (n,), pre, chosen, columns, values, m, k, SIZE=size, **constants)
     return columns, values
+
+
+def group_tops(pre: Tensor) -> Tensor | None:
+    """Give the largest entries, or 0, of groups of columns of each row.
+
+    Parameters
+    ----------
+    pre : Tensor of float32, bfloat16 or float16, shape (n, m)
+
+    Returns
+    -------
+    Tensor of shape (n, n_groups), or None
+        Group g has the columns g, g + n_groups, g + 2 n_groups and so on. None where rows
+        are too narrow, or too wide, for that to pay.
+    """
+    (n, m), pre = pre.shape, pre.contiguous()
+    sizes = _group_sizes(m, 1)
+    if sizes is None:
+        return None
+    groups, size = sizes
+    tops = pre.new_empty(n, groups)
+    constants = {"GROUPS": groups, "SIZE": size, "num_warps": max(1, min(16, groups // 1024))}
+    _launch(_group_tops, (n,), pre, tops, m, **constants)
+    return tops
+
+
+def above(pre: Tensor, cut: Tensor) -> tuple[SparseCodes, Tensor]:
+    """Select the entries of pre-codes (n, m) that exceed a cut; see `_gathers.above`."""
+    (n, m), pre = pre.shape, pre.contiguous()
+    each = cut.ndim > 0
+    cut = cut.contiguous() if each else cut.to(pre.dtype)
+    counts = torch.empty(n, dtype=torch.int32, device=pre.device)
+    block = min(_SCANNED, triton.next_power_of_2(m))
+    constants = {"EACH": each, "COLUMNS": block, "num_warps": max(1, min(8, block // 256))}
+    _launch(_count_above, (n,), pre, cut, counts, m, **constants)
+    indptr = indptr_of(counts)
+    n_stored = int(indptr[-1])
+    columns = torch.empty(n_stored, dtype=torch.int32, device=pre.device)
+    values = pre.new_empty(n_stored)
+    _launch(_store_above, (n,), pre, cut, indptr, columns, values, m, **constants)
+    return SparseCodes(indptr, columns, m), values
 
 
 def keep_dead(pre: Tensor, k: int, leak: float) -> tuple[Tensor, Tensor]:

@@ -113,6 +113,9 @@ class SAEModule:
     repeats = False
     # The dead concepts, and numbers of none up to a length that seldom changes.
     dead_places: Tensor | None = None
+    # Number of concepts from which stored codes are faster on CUDA devices, where how many there
+    # are has to be read from the device at each step.
+    fewest_on_cuda: float = 0
     # Set where a step of the optimizer goes by rows: instead of gradients of matrices.
     row_gradients: RowGradients | None = None
 

@@ -20,6 +20,9 @@ class MatryoshkaModule(BatchTopKModule):
     those of their losses, the last of them 1.
     """
 
+    repeats = True
+    group_begins: Tensor
+
     def __init__(
         self,
         n_features: int,
@@ -31,6 +34,8 @@ class MatryoshkaModule(BatchTopKModule):
     ) -> None:
         super().__init__(n_features, nb_concepts, **params)
         self.prefixes, self.prefix_weights = tuple(prefixes), tuple(prefix_weights)
+        begins = torch.tensor([0, *self.prefixes[:-1]])
+        self.register_buffer("group_begins", begins, persistent=False)
 
     def select_stored(self, pre_codes: Tensor) -> tuple[SparseCodes, Tensor]:
         """Choose as a BatchTopK module does; the concepts of each row ascend."""
@@ -44,8 +49,9 @@ class MatryoshkaModule(BatchTopKModule):
         bias, n_groups = self.decoder_bias, len(self.prefixes)
         if n_groups == 1:
             return super().reconstruct_stored(codes, values, u, target)
-        split = codes.split_at(self.prefixes)
-        sums = decode(split, values, self.dictionary._weights, torch.zeros_like(bias))
+        split = codes.split_at(self.group_begins)
+        weights, nothing = self.dictionary._weights, torch.zeros_like(bias)
+        sums = decode(split, values, weights, nothing, self.row_gradients)
         by_group = sums.view(-1, n_groups, len(bias)).unbind(1)
         u_hats = tuple(itertools.accumulate(by_group, initial=bias))[1:]
         return u_hats, (u_hats[-1] - (u if target is None else target)).square().mean()

@@ -31,6 +31,9 @@ _CATCH_UP = 8
 class VanillaModule(SAEModule, overcomplete_sae.SAE):
     """ReLU codes: every positive pre-code is active."""
 
+    # At 24,576 and less stored codes took up to 1.8 times as long on one H200.
+    fewest_on_cuda = math.inf
+
     def select_stored(self, pre_codes: Tensor) -> tuple[SparseCodes, Tensor]:
         """Choose the positive pre-codes."""
         return above(pre_codes, pre_codes.new_zeros(()))
@@ -172,6 +175,8 @@ class JumpReLUModule(SAEModule, overcomplete_sae.JumpSAE):
     """
 
     has_start_rows = True
+    # On one H200 stored codes took 1.1 times as long at 4,096 and 0.7 times at 24,576.
+    fewest_on_cuda = 16_384
 
     thresholds: torch.nn.Parameter
     kernel: str

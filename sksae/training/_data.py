@@ -20,7 +20,7 @@ SAMPLE_ROWS = 8192
 # devices at most that, and that share of what is free.
 _BLOCK_BYTES = {"cpu": 32 * 2**20, "cuda": 2**30}
 _BLOCK_SHARE = 1 / 32
-_SAMPLE_BYTES = 32 * 2**20
+_SAMPLE_BYTES = _PINNED_BYTES = 32 * 2**20
 _AT_CENTER = 1e-3
 # Rows small enough to stay in the processor's cache between two operations.
 _CACHED_ROWS = 512
@@ -53,7 +53,7 @@ class RowBatches:
         self.device, self.dtype = device, dtype
         self.rows = X if sparse.issparse(X) else as_tensor(X)
         if isinstance(self.rows, Tensor) and _fits_device(self.rows, device):
-            self.rows = self.rows.to(device)
+            self.rows = copied(self.rows, device)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -221,6 +221,15 @@ def _fits_device(rows: Tensor, device: torch.device) -> bool:
         return False
     free, _ = torch.cuda.mem_get_info(device)
     return rows.nbytes < free / 2
+
+
+def copied(rows: Tensor, device: torch.device) -> Tensor:
+    """Copy rows to a CUDA device, each piece while the next one is put into pinned memory."""
+    out = torch.empty(rows.shape, dtype=rows.dtype, device=device)
+    size = max(1, _PINNED_BYTES * len(rows) // max(1, rows.nbytes))
+    for there, here in zip(out.split(size), rows.split(size), strict=True):
+        there.copy_(here.pin_memory(), non_blocking=True)
+    return out
 
 
 class BatchIterator:

@@ -23,7 +23,9 @@ from sksae.kernels import (
     _ops,
     _row_gradients,
     _triton,
+    above,
     encode,
+    largest,
     reconstruct,
     top_k,
 )
@@ -71,6 +73,44 @@ def test_top_k_of_wide_rows_with_ties_and_few_positive_entries():
     assert sorted(values[2].tolist()) == [1, 3, 4, 5]
     assert values[3].isnan().sum() == 1 and columns[3][values[3].isnan()] == 17
     assert codes.kept.view(4, 4).sum(1).tolist() == [2, 4, 4, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("n_kept", [1, 60, 1500])
+def test_the_largest_of_wide_rows_together(n_kept, dtype, monkeypatch):
+    pre = numbers(3, 5000).to(dtype)
+    pre[1] *= 3
+    assert _triton.group_tops(pre).shape == (3, 512)
+    codes, values, cut = largest(pre, n_kept, torch.tensor(torch.nan))
+    monkeypatch.setattr(_cuda, "compiled", lambda: None)
+    expected, as_before, same = largest(pre, n_kept, torch.tensor(torch.nan))
+    assert torch.equal(codes.dense(values), expected.dense(as_before))
+    assert torch.equal(cut, same) and len(values) == len(as_before) == n_kept + 3
+
+
+def test_the_largest_of_wide_rows_with_one_that_is_all_of_them():
+    pre = -numbers(2, 5000).abs()
+    pre[1, ::7] = 1.0
+    codes, values, cut = largest(pre, 700, torch.tensor(torch.nan))
+    assert cut == 1 and values.sum() == 702  # one more for each row
+    pre[1, 3000:] = -1
+    pre[0, 4000] = torch.nan
+    codes, values, cut = largest(pre, 700, torch.tensor(torch.nan))
+    assert cut.isnan() and values.isnan().sum() == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("each", [True, False])
+def test_what_of_wide_rows_exceeds_a_cut(each, dtype):
+    pre, cut = numbers(3, 5000).to(dtype), numbers(5000, seed=1).abs()
+    pre[1], pre[2, 4999] = -1, 9
+    cut = cut if each else torch.tensor(1.7)
+    codes, values = above(pre, cut)
+    expected, plain = _gathers.above(pre, cut)
+    for name in ("indptr", "columns"):
+        assert torch.equal(getattr(codes, name), getattr(expected, name))
+        assert getattr(codes, name).dtype == torch.int32
+    assert torch.equal(values, plain) and values.dtype == dtype
 
 
 @pytest.mark.parametrize(

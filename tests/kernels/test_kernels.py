@@ -146,7 +146,7 @@ def test_split_at_gives_each_row_a_part_for_each_group(ends, cut, dtype):
     pre = numbers(N, M, dtype=dtype)
     pre[[0, 7 % N, N - 1]] = -torch.inf  # rows without entries
     codes, values = above(pre, pre.new_tensor(cut))
-    split = codes.split_at(ends)
+    split = codes.split_at(torch.tensor([0, *ends[:-1]]))
     assert split.indptr.dtype == torch.int32
     parts = split.dense(values).view(N, len(ends), M)
     start, dense = 0, codes.dense(values)
@@ -170,7 +170,7 @@ def test_ascending_sorts_the_columns_of_each_row():
 
 def test_split_at_of_no_rows():
     codes, values = above(torch.zeros(0, M), torch.tensor(0.0))
-    assert codes.split_at((4, M)).indptr.tolist() == [0]
+    assert codes.split_at(torch.tensor([0, 4])).indptr.tolist() == [0]
     assert len(values) == 0
 
 

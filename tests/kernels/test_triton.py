@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("triton", minversion="3.3")
 
 # Tests that are too large for the interpreter, or not of it.
-LEFT_OUT = ("300-70-3", "float64-5-131", "largest", "ranges", "thread", "layouts", "1e-30", "above")
+LEFT_OUT = ("300-70-3", "float64-5-131", "largest", "ranges", "thread", "layouts", "1e-30")
 LEFT_OUT += ("5-131-19-131", "split", "float64")
 
 
@@ -67,6 +67,14 @@ def selections():
         yield "_top_k", f"pre:{t} columns:*i32 values:{t} m:i32 k:i32", constants, 32
         types = f"pre:{t} codes:{t} slopes:{t} m:i32 k:i32 leak:fp32"
         yield "_keep_dead", types, {"LOWEST": lowest, "COLUMNS": 1024}, 2
+        types = f"pre:{t} tops:{t} m:i32"
+        yield "_group_tops", types, {"GROUPS": 1024, "SIZE": 24}, 4
+        for each in (True, False):
+            constants = {"EACH": each, "COLUMNS": 1024}
+            read = f"pre:{t} cut:*fp32" if each else f"pre:{t} cut:{t}"
+            yield "_count_above", f"{read} counts:*i32 m:i32", constants, 8
+            types = f"{read} starts:*i32 columns:*i32 values:{t} m:i32"
+            yield "_store_above", types, constants, 8
         constants = {"LOWEST": lowest, "GROUPS": 1024, "SIZE": 24}
         yield "_top_groups", f"pre:{t} groups:*i32 m:i32 k:i32", constants, 4
         constants = constants | {"SIZE": 32, "N_GROUPS": 32}

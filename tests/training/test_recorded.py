@@ -9,7 +9,7 @@ import pytest
 import torch
 from skorch.callbacks import Callback
 
-from sksae import BatchTopKSAE, JumpReLUSAE, TopKSAE
+from sksae import BatchTopKSAE, JumpReLUSAE, MatryoshkaSAE, TopKSAE
 from sksae.datasets import make_activations
 from sksae.kernels import _dead
 from sksae.training import SAENet, _net, _recorded, _stored
@@ -88,7 +88,7 @@ def fit(cls, X, **params):
     return cls(300, backend="cpu", device="cpu", **params).fit(X)
 
 
-@pytest.mark.parametrize("cls", [TopKSAE, BatchTopKSAE])
+@pytest.mark.parametrize("cls", [TopKSAE, BatchTopKSAE, MatryoshkaSAE])
 @pytest.mark.parametrize(
     "params",
     [{}, {"auxk_coefficient": 0.0}, {"dead_after": 200}, {"relative_start": 0.9}],

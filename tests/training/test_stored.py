@@ -19,6 +19,7 @@ from sksae import (
 from sksae.datasets import make_activations
 from sksae.kernels import _cpu, _cuda, _ops
 from sksae.losses import SAELossClasses
+from sksae.training._stored import _size_obstacle
 
 C = 96
 FIFTY_STEPS = {"nb_epochs": 5, "batch_size": 100, "random_state": 0, "device": "cpu"}
@@ -158,6 +159,20 @@ def test_auto_looks_at_sizes(X):
     assert SPARSE in backend_of(nb_concepts=512, top_k=8)
     assert "64 concepts are too few" in backend_of(nb_concepts=64, top_k=8)
     assert "top_k=100 of 512 concepts are too many" in backend_of(nb_concepts=512, top_k=100)
+
+
+@pytest.mark.parametrize(
+    "cls, fewest",
+    [(TopKSAE, 256), (MatryoshkaSAE, 256), (JumpReLUSAE, 2**14), (VanillaSAE, None),
+     (GatedSAE, None)],
+)  # fmt: skip
+def test_on_cuda_auto_asks_whether_the_number_of_codes_is_read(cls, fewest):
+    sparsity = {"top_k": 4} if "top_k" in cls().get_params() else {}
+    module = cls(**sparsity).fit(np.eye(8, 3)).module_
+    for m in (255, 256, 2**14 - 1, 2**14, 2**16):
+        module.nb_concepts = m
+        assert (_size_obstacle(module, "cuda") is None) == (fewest is not None and m >= fewest)
+        assert (_size_obstacle(module, "cpu") is None) == (m >= 256)
 
 
 def test_auto_leaves_batches_with_many_codes_to_plain_torch(X):
