@@ -197,7 +197,7 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
     # Parameters that only some variants have.
     sparsity_warmup: float = 0
     k_anneal: float = 0
-    topk_start: float = 0
+    topk_start: float | str = 0
     relative_start: float = 0
     target_l0: float | None = None
     resample_dead = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ._base import BaseSAE
-from ._parameters import MOMENTUM, STEPS, TOP_K, check_top_k
+from ._parameters import MOMENTUM, STEPS, TOP_K, TOPK_START, check_top_k
 
 
 class BatchTopKSAE(BaseSAE):
@@ -34,11 +34,14 @@ class BatchTopKSAE(BaseSAE):
         have equal chances, and codes are ranked as if they were of samples ``r`` times as
         large, ``r = (norm / root mean square norm) ** -p``. ``p`` falls linearly from 1 to 0.
         0 is without. See the Notes.
-    topk_start : float or int, default=0.0
+    topk_start : "auto", float or int, default="auto"
         Over that share of the steps of the fit, counted in the same way, each sample keeps its
         own ``top_k`` largest codes, as in `TopKSAE`, and only then do samples share them. With
         1.0 they never do in training, and the threshold alone is that of a batch.
-        ``early_stopping`` waits for the end. See the Notes for when a start like that helps
+        ``early_stopping`` waits for the end. "auto" has samples share codes from the first step
+        on, unless in the first fifth of the fit more than a tenth of the concepts are silent for
+        so long that the average one fires 1,000 times: then each sample keeps its own from
+        there on, until 80 % of the fit are over. See the Notes for when a start like that helps
         and when it harms.
     **shared
         The parameters of `BaseSAE`.
@@ -47,6 +50,8 @@ class BatchTopKSAE(BaseSAE):
     ----------
     threshold_ : float
         Smallest active code at evaluation, in input units.
+    topk_steps_ : int
+        Training steps in which each sample kept its own codes, see ``topk_start``.
 
     See Also
     --------
@@ -89,7 +94,7 @@ class BatchTopKSAE(BaseSAE):
         "top_k": TOP_K,
         "k_anneal": STEPS,
         "relative_start": STEPS,
-        "topk_start": STEPS,
+        "topk_start": TOPK_START,
         "threshold_momentum": MOMENTUM,
     }
 
@@ -101,7 +106,7 @@ class BatchTopKSAE(BaseSAE):
         threshold_momentum=0.9,
         k_anneal=0.0,
         relative_start=0.2,
-        topk_start=0.0,
+        topk_start="auto",
         **shared,
     ):
         super().__init__(nb_concepts, **shared)
@@ -121,6 +126,11 @@ class BatchTopKSAE(BaseSAE):
             "top_k": self.top_k,
             "threshold_momentum": self.threshold_momentum,
         }
+
+    @property
+    def topk_steps_(self):
+        """Steps in which each sample kept its own codes, see ``topk_start``."""
+        return self.module_.n_own_steps
 
     @property
     def threshold_(self):

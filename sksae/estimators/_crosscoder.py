@@ -52,7 +52,7 @@ class Crosscoder(BatchTopKSAE):
         As in `BatchTopKSAE`.
     relative_start : float or int, default=0.2
         As in `BatchTopKSAE`.
-    topk_start : float or int, default=0.0
+    topk_start : "auto", float or int, default="auto"
         As in `BatchTopKSAE`.
     **shared
         The parameters of `BaseSAE`. ``outlier_ratio`` is applied to each layer by itself.
@@ -120,7 +120,7 @@ class Crosscoder(BatchTopKSAE):
         threshold_momentum=0.9,
         k_anneal=0.0,
         relative_start=0.2,
-        topk_start=0.0,
+        topk_start="auto",
         **shared,
     ):
         super().__init__(

@@ -9,6 +9,7 @@ from ._parameters import (
     PENALISED,
     POSITIVE,
     STEPS,
+    TOPK_START,
     check_resampling,
     check_target_l0,
     check_topk_start,
@@ -61,13 +62,15 @@ class JumpReLUSAE(BaseSAE):
     sparsity_warmup : float or int, default=0.05
         Over that share of the steps of the fit (an int: over that many steps) the penalty
         grows to its full weight; with a ``topk_start``, from its end on.
-    topk_start : float or int, default=0.0
+    topk_start : "auto", float or int, default="auto"
         With a ``target_l0``: over that share of the steps of the fit (an int: over that many
         steps; in `partial_fit` a share of 2,000) each sample keeps its own ``target_l0``
         largest codes, rounded to a number from 1 on, as in `TopKSAE`. There is no penalty
         meanwhile, and no threshold learns; then all start from the one that keeps
-        ``target_l0`` codes on average. With 1.0 they stay there, equal for all concepts. See
-        the Notes for when that helps and when it harms.
+        ``target_l0`` codes on average. With 1.0 they stay there, equal for all concepts.
+        "auto" is 0, unless concepts fall silent, as `BatchTopKSAE` has it: then each sample
+        keeps its own codes from there on, and in fits that go on from this one. See the Notes
+        for when that helps and when it harms.
     relative_start : float or int, default=0.0
         Over that share of the steps of the fit, counted in the same way, the norm of a sample
         comes to count: a step sees samples whose distance from the decoder bias is divided by
@@ -86,6 +89,8 @@ class JumpReLUSAE(BaseSAE):
         ``target_l0``.
     threshold_ : ndarray of shape (nb_concepts,)
         The thresholds, in input units.
+    topk_steps_ : int
+        Training steps in which each sample kept its own codes, see ``topk_start``.
 
     See Also
     --------
@@ -134,7 +139,7 @@ class JumpReLUSAE(BaseSAE):
         **BaseSAE._parameter_constraints,
         "l0_coefficient": COEFFICIENT,
         **PENALISED,
-        "topk_start": STEPS,
+        "topk_start": TOPK_START,
         "relative_start": STEPS,
         "bandwidth": POSITIVE,
         "kernel": one_of(KERNEL_NAMES),
@@ -147,7 +152,7 @@ class JumpReLUSAE(BaseSAE):
         l0_coefficient=1e-3,
         target_l0=None,
         sparsity_warmup=0.05,
-        topk_start=0.0,
+        topk_start="auto",
         relative_start=0.0,
         resample_dead=False,
         bandwidth=1.0,
@@ -186,6 +191,11 @@ class JumpReLUSAE(BaseSAE):
         """The weight of the penalty at the end of the fit."""
         criterion = self.net_.criterion_
         return criterion.terms[0][0] * float(criterion.scale())
+
+    @property
+    def topk_steps_(self):
+        """Steps in which each sample kept its own codes, see ``topk_start``."""
+        return self.module_.n_own_steps
 
     @property
     def threshold_(self):

@@ -51,7 +51,7 @@ class MatryoshkaSAE(BatchTopKSAE):
     relative_start : float or int, default=0.2
         As in `BatchTopKSAE`. Here it costs no F1, and found 10 % of the planted features instead
         of 6 %.
-    topk_start : float or int, default=0.0
+    topk_start : "auto", float or int, default="auto"
         As in `BatchTopKSAE`. Both effects in its Notes are smaller here: with 0.8, 66 % of the
         planted features were found instead of 10 %, and F1 fell from 0.89 to 0.86.
     **shared
@@ -104,7 +104,7 @@ class MatryoshkaSAE(BatchTopKSAE):
         threshold_momentum=0.9,
         k_anneal=0.0,
         relative_start=0.2,
-        topk_start=0.0,
+        topk_start="auto",
         **shared,
     ):
         super().__init__(

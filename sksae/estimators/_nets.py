@@ -16,6 +16,7 @@ from ..losses import SAELoss, resolve_criterion
 from ..training import BatchIterator, RowBatches, SAENet
 from ..training._callbacks import BestEpoch, ResampleDead
 from ..training._schedule import (
+    SILENCE_WATCH,
     Length,
     WarmupDecay,
     auto_auxk_coefficient,
@@ -43,6 +44,7 @@ _CHANGEABLE = (
     "sparsity_warmup",
     "k_anneal",
     "topk_start",
+    "silence_watch",
     "relative_start",
     "l0_time",
     "backend",
@@ -252,7 +254,9 @@ def _length(estimator, data: RowBatches, epochs: int | None) -> Length:
 
 def _loop(estimator, length: Length) -> dict[str, Any]:
     """Give the net's parameters but those that it is built around."""
-    rate, dead_after = estimator.lr, estimator.dead_after
+    rate, dead_after, start = estimator.lr, estimator.dead_after, estimator.topk_start
+    # Without a number of codes to keep there is nothing to begin.
+    n_codes = getattr(estimator, "top_k", None) or estimator.target_l0
     if rate == "auto":
         n_steps = None if estimator.scheduler_class is None else length.n_steps
         # Chunks of changing size must not change the rate of an open end.
@@ -271,7 +275,8 @@ def _loop(estimator, length: Length) -> dict[str, Any]:
         "dead_after": auto_dead_after(length) if dead_after == "auto" else dead_after,
         "sparsity_warmup": length.steps(estimator.sparsity_warmup),
         "k_anneal": length.steps(estimator.k_anneal),
-        "topk_start": length.steps(estimator.topk_start),
+        "topk_start": 0 if start == "auto" else length.steps(start),
+        "silence_watch": length.steps(SILENCE_WATCH) if start == "auto" and n_codes else 0,
         "relative_start": length.steps(estimator.relative_start),
         "l0_time": max(30, length.assumed_steps / 10),
         "backend": estimator.backend,

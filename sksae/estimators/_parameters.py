@@ -49,6 +49,7 @@ COEFFICIENT = [Interval(Real, 0, None, closed="left")]
 POSITIVE = [Interval(Real, 0, None, closed="neither")]
 # A share of the steps of the fit, or a number of steps.
 STEPS = [Interval(Real, 0, 1, closed="both"), Interval(Integral, 0, None, closed="left")]
+TOPK_START = [StrOptions({"auto"}), *STEPS]
 TARGET_L0 = [None, Interval(Real, 0, None, closed="neither")]
 PENALISED = {
     "target_l0": TARGET_L0,
@@ -123,11 +124,11 @@ def check_target_l0(estimator, coefficient: str) -> None:
 
 def check_topk_start(estimator) -> None:
     """Refuse to start with each sample's largest codes where their number is not known."""
-    if estimator.topk_start and estimator.target_l0 is None:
+    if estimator.topk_start not in ("auto", 0) and estimator.target_l0 is None:
         raise ValueError(
             f"topk_start={estimator.topk_start} of {type(estimator).__name__} keeps the target_l0 "
             "largest codes of each sample at the start of a fit, but target_l0 is None. Set "
-            "target_l0 to the mean number of active concepts that you want, or topk_start=0."
+            "target_l0 to the mean number of active concepts that you want, or topk_start='auto'."
         )
 
 

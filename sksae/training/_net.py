@@ -72,6 +72,9 @@ class SAENet(NeuralNet):
     topk_start : int
         Steps at the start in which each sample keeps its own largest codes, before all share
         them; penalties and the target for L0 wait until then.
+    silence_watch : int
+        Steps at the start in which too many silent concepts make each sample keep its own
+        codes for long, see `sksae.training._sparsity`.
     relative_start : int
         Steps over which the norms of samples come to count where samples share codes or have
         codes above thresholds.
@@ -100,6 +103,7 @@ class SAENet(NeuralNet):
         sparsity_warmup=0,
         k_anneal=0,
         topk_start=0,
+        silence_watch=0,
         relative_start=0,
         l0_time=100.0,
         backend="auto",
@@ -118,6 +122,7 @@ class SAENet(NeuralNet):
         self.sparsity_warmup = sparsity_warmup
         self.k_anneal = k_anneal
         self.topk_start = topk_start
+        self.silence_watch = silence_watch
         self.relative_start = relative_start
         self.l0_time = l0_time
         self.backend = backend

@@ -15,6 +15,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 OPEN_STEPS = 2000
+# Share of a fit in which it is looked for silent concepts, see `sksae.training._sparsity`.
+SILENCE_WATCH = 0.2
 
 # Measured on token activations of a small encoder; see `auto_lr`.
 _LR, _WIDTH, _BATCH, _STEPS = 5e-3, 4096, 1024, 1500

@@ -1,18 +1,29 @@
-"""What the sparsity of a training step depends on beside the weights."""
+"""What the sparsity of a training step depends on beside the weights.
+
+Where samples share codes, or thresholds decide, concepts that are ahead may take all codes, and
+those that fall silent learn nothing: of many independent features that are equally frequent most
+are then never found. Concepts that each sample chooses for itself stay in the game.
+"""
 
 from __future__ import annotations
 
+import math
+
 from ._data import RowBatches, sample_batches
-from ._schedule import ramp
+from ._schedule import SILENCE_WATCH, ramp
 
 _K_START = 4
 _NEAR_TARGET = 0.1
+# Share of the concepts that may be silent, for as long as it takes the average one to fire so many
+# times, and steps from one look to the next.
+_MOST_SILENT, _FIRINGS, _LOOK_EVERY = 0.1, 1000, 16
 
 
 def set_sparsity(net, data: RowBatches) -> None:
     """Set the sparsity of the coming step.
 
-    While ``net.topk_start`` steps last, each sample keeps its own codes and no penalty
+    While ``net.topk_start`` steps last, or ``module.own_until`` ones once too many concepts were
+    silent in the first ``net.silence_watch``, each sample keeps its own codes and no penalty
     counts, which then grows from nothing. When they end, thresholds start at what keeps as
     many codes of a sample of the rows. Over ``net.relative_start`` steps the size of a sample
     comes to count where samples share codes or have codes above thresholds.
@@ -24,17 +35,27 @@ def set_sparsity(net, data: RowBatches) -> None:
         The training rows.
     """
     module, step = net.module_, net.n_steps_
-    own = step < net.topk_start
+    looks = step < net.silence_watch and step % _LOOK_EVERY == 0 and not module.own_until
+    if looks and _silent_share(module) > _MOST_SILENT:
+        module.own_until = module.own_share / SILENCE_WATCH * net.silence_watch
+    own = step < max(net.topk_start, module.own_until)
     if module.per_sample and not own:
         module.eval()
         batches = sample_batches(len(data), net.batch_size, net.seed)
         module.finish(data.take(index) / module.input_scale for index in batches)
         module.train()
     module.per_sample = own
+    module.n_own_steps += own
     module.relative = 1 - ramp(step, net.relative_start)
     module.k_scale = 1 + (_K_START - 1) * (1 - ramp(step, net.k_anneal))
     share = 0.0 if own else ramp(step - net.topk_start, net.sparsity_warmup)
     net.criterion_.warmup = share
+
+
+def _silent_share(module) -> float:
+    """Give the share of the concepts that were silent while the average one fired many times."""
+    limit = _FIRINGS * module.nb_concepts / module.k()
+    return float((module.samples_since_fired > limit).double().mean())
 
 
 def sparsity_is_settled(net) -> bool:
@@ -49,8 +70,11 @@ def sparsity_is_settled(net) -> bool:
     -------
     bool
     """
-    start = net.relative_start if net.module_.has_start_rows else 0
-    if net.module_.per_sample or net.n_steps_ < max(
+    module = net.module_
+    if module.own_until == math.inf:
+        return net.n_steps_ >= net.k_anneal
+    start = net.relative_start if module.has_start_rows else 0
+    if module.per_sample or net.n_steps_ < max(
         net.topk_start + net.sparsity_warmup, net.k_anneal, start
     ):
         return False

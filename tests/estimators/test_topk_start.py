@@ -20,10 +20,10 @@ from sksae import (
     TopKSAE,
     fit_many,
 )
-from sksae.datasets import make_activations
-from sksae.metrics import l0
+from sksae.datasets import make_activations, make_korznikov
+from sksae.metrics import l0, recovered_fraction
 from sksae.modules import BatchTopKModule, CrosscoderModule, JumpReLUModule, TopKModule
-from sksae.training import SAENet
+from sksae.training import SAENet, _sparsity
 
 K, M = 4, 64
 SHARED = {"batch_size": 500, "random_state": 0, "device": "cpu"}
@@ -289,6 +289,96 @@ def test_ctrl_c_in_the_start_leaves_a_usable_sae(make, data, monkeypatch):
     assert l0(sae.transform(data[1])) == pytest.approx(K, rel=0.1)
 
 
+# -- silent concepts ------------------------------------------------------------------------
+
+
+def silent_from(step, monkeypatch, share=0.5):
+    """Have a share of the concepts be silent from a step on."""
+    looks = []
+
+    def silent_share(module):
+        looks.append(module)
+        return share if 16 * (len(looks) - 1) >= step else 0.0
+
+    monkeypatch.setattr(_sparsity, "_silent_share", silent_share)
+    return looks
+
+
+@pytest.mark.parametrize("make", BUILDERS)
+def test_silent_concepts_make_each_sample_keep_its_own_codes(make, data, monkeypatch):
+    looks = silent_from(16, monkeypatch)
+    sae = watched(make(nb_epochs=12)).fit(data[0])
+    assert len(looks) == 2  # at steps 0 and 16 of 120, in 24 of which it is looked at
+    end = 120 if make is jumprelu else 96
+    assert watch_of(sae).own == [False] * 16 + [True] * (end - 16) + [False] * (120 - end)
+    assert set(watch_of(sae).warmup[16:end]) == {0}
+    assert sae.topk_steps_ == end - 16
+    assert l0(sae.transform(data[1])) == pytest.approx(K, rel=0.05)
+    looks.clear()
+    sae.set_params(warm_start=True, nb_epochs=1).fit(data[0])
+    assert looks == [] and watch_of(sae).own == [make is jumprelu] * 10
+    assert l0(sae.transform(data[1])) == pytest.approx(K, rel=0.05)
+
+
+@pytest.mark.parametrize("make", BUILDERS)
+def test_without_silent_concepts_a_fit_is_that_without_a_start(make, data):
+    assert make().topk_start == "auto"
+    auto, without = make(nb_epochs=2).fit(data[0]), make(nb_epochs=2, topk_start=0).fit(data[0])
+    np.testing.assert_array_equal(auto.components_, without.components_)
+    assert auto.topk_steps_ == without.topk_steps_ == 0
+    assert make(nb_epochs=2, topk_start=13).fit(data[0]).topk_steps_ == 13
+
+
+@pytest.mark.parametrize("make", BUILDERS)
+@pytest.mark.parametrize("share", [0.1, 0.11])
+def test_a_tenth_may_be_silent(make, share, data, monkeypatch):
+    looks = silent_from(0, monkeypatch, share)
+    sae = make(nb_epochs=12).fit(data[0])
+    assert (sae.topk_steps_ > 0) == (share > 0.1)
+    looks.clear()
+    sae = make(nb_epochs=12, topk_start=0).fit(data[0])
+    assert looks == [] and sae.topk_steps_ == 0
+
+
+def test_silence_counts_in_firings_of_the_average_concept():
+    module = module_of(BatchTopKModule, top_k=5, threshold_momentum=0.9)
+    module.samples_since_fired[:3] = 1000 * 20 // 5
+    assert _sparsity._silent_share(module) == 0
+    module.samples_since_fired[:2] += 1
+    assert _sparsity._silent_share(module) == 0.1
+    jump = module_of(JumpReLUModule, target_l0=4.8, kernel="rectangle", bandwidth=1.0)
+    jump.samples_since_fired[:3] = 4001
+    assert _sparsity._silent_share(jump) == 0.15
+
+
+def test_where_no_number_of_codes_is_known_none_is_kept(data, monkeypatch):
+    looks = silent_from(0, monkeypatch)
+    sae = jumprelu(nb_epochs=2).set_params(target_l0=None).fit(data[0])
+    assert looks == [] and sae.topk_steps_ == 0
+
+
+def test_early_stopping_goes_on_where_samples_keep_their_own_codes(data, monkeypatch):
+    silent_from(0, monkeypatch)
+    sae = jumprelu(nb_epochs=60, early_stopping=2, lr=0.05, scheduler_class=None).fit(data[0])
+    assert sae.topk_steps_ > 0 and len(sae.history_) < 60
+
+
+@pytest.mark.parametrize("make", [batchtopk, jumprelu])
+def test_planted_features_that_fell_silent_are_found(make, monkeypatch):
+    """In a fit of so few rows, silence is counted in fewer firings."""
+    X, dictionary, _ = make_korznikov(
+        30_000, n_features=30, nb_concepts=150, n_active=5, random_state=0
+    )
+    monkeypatch.setattr(_sparsity, "_FIRINGS", 50)
+    found = []
+    for start in ("auto", 0):
+        sae = make(nb_epochs=10, topk_start=start, batch_size=256)
+        budget = {"top_k": 5} if make is batchtopk else {"target_l0": 5}
+        sae.set_params(nb_concepts=150, **budget).fit(X)
+        found.append(recovered_fraction(sae.components_, dictionary))
+    assert found[0] > 0.8 and found[0] > found[1] + 0.1
+
+
 # -- what is refused ------------------------------------------------------------------------
 
 
@@ -296,7 +386,7 @@ def test_jumprelu_without_a_target_is_refused(data):
     message = (
         "topk_start=0.5 of JumpReLUSAE keeps the target_l0 largest codes of each sample at the "
         "start of a fit, but target_l0 is None. Set target_l0 to the mean number of active "
-        "concepts that you want, or topk_start=0."
+        "concepts that you want, or topk_start='auto'."
     )
     with pytest.raises(ValueError) as error:
         JumpReLUSAE(M, topk_start=0.5).fit(data[0])
