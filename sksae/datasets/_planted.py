@@ -13,9 +13,9 @@ from scipy import sparse
 from sklearn.utils import check_random_state
 from torch import Tensor
 
-# Entries of a block of codes: 4 MiB in float32, on a CUDA device 1 GiB, however many rows are
+# Entries of a block of codes, 4 MiB in float32 or on a CUDA device 1 GiB, however many rows are
 # asked for.
-_BLOCK_ENTRIES = {"cpu": 2**20, "cuda": 2**28}
+_BLOCK_ENTRIES, _ON_CUDA = 2**20, 2**28
 
 Draw = Callable[[int, torch.Generator], Tensor]
 
@@ -147,7 +147,8 @@ class PlantedFeatures:
         return torch.addmm(self._bias, codes, self._rows)
 
     def _blocks(self, n_samples: int) -> Iterator[Tensor]:
-        size = max(1, _BLOCK_ENTRIES[self._rows.device.type] // len(self._rows))
+        most = _ON_CUDA if self._rows.is_cuda else _BLOCK_ENTRIES
+        size = max(1, most // len(self._rows))
         for start in range(0, n_samples, size):
             yield self._draw(min(size, n_samples - start), self._generator)
 

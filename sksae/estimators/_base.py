@@ -611,7 +611,13 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         """
         check_is_fitted(self)
         bias = self.module_.decoder_bias
-        check_tensor(x, "x", self.n_features_in_, type(self).__name__)
+        owner, width = type(self).__name__, self.n_features_in_
+        check_tensor(x, "x", width, owner)
+        if x.ndim != 2:
+            raise ValueError(
+                f"{owner} encodes x of shape (n, {width}), got shape {tuple(x.shape)}. Give it one "
+                f"row per token: x.reshape(-1, {width})."
+            )
         module, given = self.module_.eval(), x.to(bias.device, bias.dtype)
         if torch.is_grad_enabled():
             return module.encode(given)[1].to(x.device)

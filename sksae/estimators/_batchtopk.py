@@ -41,8 +41,8 @@ class BatchTopKSAE(BaseSAE):
         ``early_stopping`` waits for the end. "auto" has samples share codes from the first step
         on, unless in the first fifth of the fit more than a tenth of the concepts are silent for
         so long that the average one fires 1,000 times: then each sample keeps its own from
-        there on, until 80 % of the fit are over. See the Notes for when a start like that helps
-        and when it harms.
+        there on, and in fits that go on from this one. See the Notes for when that helps and
+        when it harms.
     **shared
         The parameters of `BaseSAE`.
 
@@ -61,16 +61,18 @@ class BatchTopKSAE(BaseSAE):
     Notes
     -----
     Codes that are shared by their size alone go to the largest samples, and to the concepts
-    that are ahead. Where features are many, alike in frequency and independent, the others
-    never learn: of the 400 features of `sksae.datasets.make_korznikov` in 50 dimensions 44 %
-    were found with ``relative_start=0`` (at a cosine of 0.8, 8 active, 120,000 rows, 20 epochs,
-    one seed), 77 % by default, and 99 % with ``topk_start=0.8``; F1 of the codes was 0.24, 0.39
-    and 0.54. Of 3,200 features in 100 dimensions none were found with ``relative_start=0``, 7
-    with 0.5, and 86 % with ``topk_start=0.8`` (20 active, 2 million rows, 20 epochs, one seed),
-    though explained variance fell from 0.67 to 0.63. Where some features are far more frequent
+    that are ahead. Where features are many, alike in frequency and independent, the others fall
+    silent and never learn: of the 400 features of `sksae.datasets.make_korznikov` in 50 dimensions
+    44 % were found with ``relative_start=0`` (at a cosine of 0.8, 8 active, 120,000 rows, 20
+    epochs, one seed), 77 % by default, and 99 % with ``topk_start=0.8``; F1 of the codes was 0.24,
+    0.39 and 0.54. Of 3,200 features in 100 dimensions (20 active, 2 million rows, 20 epochs, one
+    seed) none were found with ``topk_start=0``, 37 % by default, where samples kept their own
+    codes after 9 % of the steps, 86 % with 0.8 and 89 % with 1.0; explained variance fell from
+    0.67 to 0.47 by default, and to 0.63 with 0.8. Where some features are far more frequent
     than others or imply each other, both starts cost something: F1 in
     `sksae.datasets.make_synth_bench` (60,000 rows, ``top_k=4``, one seed) was 0.69 with
-    neither, 0.64 by default and 0.56 with ``topk_start=0.8``. On token activations
+    neither, 0.64 by default, as hardly any concept is silent there, and 0.56 with
+    ``topk_start=0.8``. On token activations, where none was silent for that long either,
     ``relative_start`` explained 0.0004 to 0.002 more of the variance. Real activations resemble
     neither suite closely, so that held-out rows have to tell.
 

@@ -104,10 +104,8 @@ class SAEModule:
     screens = True
     # Whether each sample keeps its own largest codes, as at the start of a fit it may.
     per_sample = False
-    # Share of a fit up to which it does so once too many concepts were silent, or infinity; the
-    # step up to which it then does; and in how many steps it did.
-    own_share = 0.8
-    own_until = 0.0
+    # Whether it does so to the end, as too many concepts were silent; in how many steps it did.
+    keeps_apart = False
     n_own_steps = 0
     # Power of their size by which rows are divided: where they share codes, see `row_sizes`, or
     # where they have codes above thresholds, themselves, see `start_rows`.

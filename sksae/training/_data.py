@@ -21,6 +21,7 @@ SAMPLE_ROWS = 8192
 _BLOCK_BYTES = {"cpu": 32 * 2**20, "cuda": 2**30}
 _BLOCK_SHARE = 1 / 32
 _SAMPLE_BYTES = _PINNED_BYTES = 32 * 2**20
+_MOST_PINNED = 8
 _AT_CENTER = 1e-3
 # Rows small enough to stay in the processor's cache between two operations.
 _CACHED_ROWS = 512
@@ -227,7 +228,9 @@ def copied(rows: Tensor, device: torch.device) -> Tensor:
     """Copy rows to a CUDA device, each piece while the next one is put into pinned memory."""
     out = torch.empty(rows.shape, dtype=rows.dtype, device=device)
     size = max(1, _PINNED_BYTES * len(rows) // max(1, rows.nbytes))
-    for there, here in zip(out.split(size), rows.split(size), strict=True):
+    for i, (there, here) in enumerate(zip(out.split(size), rows.split(size), strict=True)):
+        if i % _MOST_PINNED == 0:  # pinned memory is given back when its copy is done
+            torch.cuda.current_stream(device).synchronize()
         there.copy_(here.pin_memory(), non_blocking=True)
     return out
 

@@ -74,7 +74,7 @@ class SAENet(NeuralNet):
         them; penalties and the target for L0 wait until then.
     silence_watch : int
         Steps at the start in which too many silent concepts make each sample keep its own
-        codes for long, see `sksae.training._sparsity`.
+        codes from then on, see `sksae.training._sparsity`.
     relative_start : int
         Steps over which the norms of samples come to count where samples share codes or have
         codes above thresholds.

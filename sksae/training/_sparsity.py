@@ -7,10 +7,8 @@ are then never found. Concepts that each sample chooses for itself stay in the g
 
 from __future__ import annotations
 
-import math
-
 from ._data import RowBatches, sample_batches
-from ._schedule import SILENCE_WATCH, ramp
+from ._schedule import ramp
 
 _K_START = 4
 _NEAR_TARGET = 0.1
@@ -22,8 +20,8 @@ _MOST_SILENT, _FIRINGS, _LOOK_EVERY = 0.1, 1000, 16
 def set_sparsity(net, data: RowBatches) -> None:
     """Set the sparsity of the coming step.
 
-    While ``net.topk_start`` steps last, or ``module.own_until`` ones once too many concepts were
-    silent in the first ``net.silence_watch``, each sample keeps its own codes and no penalty
+    While ``net.topk_start`` steps last, and from then on where too many concepts were silent in
+    the first ``net.silence_watch``, each sample keeps its own codes and no penalty
     counts, which then grows from nothing. When they end, thresholds start at what keeps as
     many codes of a sample of the rows. Over ``net.relative_start`` steps the size of a sample
     comes to count where samples share codes or have codes above thresholds.
@@ -35,10 +33,9 @@ def set_sparsity(net, data: RowBatches) -> None:
         The training rows.
     """
     module, step = net.module_, net.n_steps_
-    looks = step < net.silence_watch and step % _LOOK_EVERY == 0 and not module.own_until
-    if looks and _silent_share(module) > _MOST_SILENT:
-        module.own_until = module.own_share / SILENCE_WATCH * net.silence_watch
-    own = step < max(net.topk_start, module.own_until)
+    if step < net.silence_watch and step % _LOOK_EVERY == 0 and not module.keeps_apart:
+        module.keeps_apart = _silent_share(module) > _MOST_SILENT
+    own = step < net.topk_start or module.keeps_apart
     if module.per_sample and not own:
         module.eval()
         batches = sample_batches(len(data), net.batch_size, net.seed)
@@ -71,7 +68,7 @@ def sparsity_is_settled(net) -> bool:
     bool
     """
     module = net.module_
-    if module.own_until == math.inf:
+    if module.keeps_apart:
         return net.n_steps_ >= net.k_anneal
     start = net.relative_start if module.has_start_rows else 0
     if module.per_sample or net.n_steps_ < max(

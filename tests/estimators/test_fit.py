@@ -166,6 +166,11 @@ def test_tensors_are_differentiable_both_ways(make, X):
     assert sae.has_differentiable_concept_encoder
     assert sae.has_differentiable_concept_decoder
     assert sae.get_dictionary().shape == (24, 12)
+    with torch.no_grad():  # from stored codes alone
+        again = sae.encode(x)
+        assert sae.encode(x[:0]).shape == (0, 24)
+    assert again.dtype == codes.dtype and not again.requires_grad
+    torch.testing.assert_close(again, codes.detach(), rtol=1e-5, atol=1e-6)
 
 
 def test_tensors_of_the_wrong_kind(make, X):
@@ -175,6 +180,9 @@ def test_tensors_of_the_wrong_kind(make, X):
         sae.encode(X)
     with pytest.raises(ValueError, match=f"z must have 24 columns for this {name}, got shape"):
         sae.decode(torch.zeros(2, 5))
+    for x in (torch.zeros(2, 3, 12), torch.zeros(12)):
+        with pytest.raises(ValueError, match=rf"{name} encodes x of shape \(n, 12\), got shape"):
+            sae.encode(x)
 
 
 # -- surroundings -------------------------------------------------------------------------

@@ -309,14 +309,13 @@ def test_silent_concepts_make_each_sample_keep_its_own_codes(make, data, monkeyp
     looks = silent_from(16, monkeypatch)
     sae = watched(make(nb_epochs=12)).fit(data[0])
     assert len(looks) == 2  # at steps 0 and 16 of 120, in 24 of which it is looked at
-    end = 120 if make is jumprelu else 96
-    assert watch_of(sae).own == [False] * 16 + [True] * (end - 16) + [False] * (120 - end)
-    assert set(watch_of(sae).warmup[16:end]) == {0}
-    assert sae.topk_steps_ == end - 16
+    assert watch_of(sae).own == [False] * 16 + [True] * 104
+    assert set(watch_of(sae).warmup[16:]) == {0}
+    assert sae.topk_steps_ == 104
     assert l0(sae.transform(data[1])) == pytest.approx(K, rel=0.05)
     looks.clear()
     sae.set_params(warm_start=True, nb_epochs=1).fit(data[0])
-    assert looks == [] and watch_of(sae).own == [make is jumprelu] * 10
+    assert looks == [] and watch_of(sae).own == [True] * 10
     assert l0(sae.transform(data[1])) == pytest.approx(K, rel=0.05)
 
 
@@ -359,7 +358,7 @@ def test_where_no_number_of_codes_is_known_none_is_kept(data, monkeypatch):
 
 def test_early_stopping_goes_on_where_samples_keep_their_own_codes(data, monkeypatch):
     silent_from(0, monkeypatch)
-    sae = jumprelu(nb_epochs=60, early_stopping=2, lr=0.05, scheduler_class=None).fit(data[0])
+    sae = batchtopk(nb_epochs=60, early_stopping=2, lr=0.05, scheduler_class=None).fit(data[0])
     assert sae.topk_steps_ > 0 and len(sae.history_) < 60
 
 

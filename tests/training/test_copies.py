@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import sparse
 
+from sksae.training import _data
 from sksae.training._data import (
     BatchIterator,
     ColumnBlock,
@@ -17,6 +18,30 @@ from sksae.training._data import (
 )
 
 CUDA = torch.device("cuda")
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("n_rows", [1, 7, 1000])
+def test_all_rows_are_copied_in_pieces(n_rows, order, monkeypatch):
+    log = []
+
+    class Waits:
+        def synchronize(self):
+            log.append("wait")
+
+    def pin_memory(tensor):
+        log.append(len(tensor))
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Waits())
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    monkeypatch.setattr(_data, "_PINNED_BYTES", 50 * 3 * 8)
+    rows = torch.from_numpy(np.asarray(np.random.rand(n_rows, 3), order=order))
+    there = _data.copied(rows, torch.device("cpu"))
+    assert torch.equal(there, rows) and there.is_contiguous()
+    pieces = [n for n in log if n != "wait"]
+    assert sum(pieces) == n_rows and max(pieces) <= 50
+    assert log.count("wait") == -(-len(pieces) // 8)
 
 
 class Tensor:
