@@ -596,7 +596,7 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
     # -- tensors --------------------------------------------------------------------
 
     def encode(self, x):
-        """Encode a tensor, with gradients; under ``torch.no_grad`` several times as fast.
+        """Encode a tensor, with gradients; faster under ``torch.no_grad``.
 
         Parameters
         ----------
@@ -608,6 +608,13 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         -------
         torch.Tensor of shape (n, nb_concepts)
             Codes in input units, on the device of ``x``.
+
+        Raises
+        ------
+        TypeError
+            If it is no tensor.
+        ValueError
+            If it has not two dimensions, or another width.
         """
         check_is_fitted(self)
         bias = self.module_.decoder_bias
@@ -619,7 +626,9 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
                 f"row per token: x.reshape(-1, {width})."
             )
         module, given = self.module_.eval(), x.to(bias.device, bias.dtype)
-        if torch.is_grad_enabled():
+        # NaN goes on into the codes, and half precision is computed in as it is.
+        plain = torch.is_grad_enabled() or given.dtype not in (torch.float32, torch.float64)
+        if plain or not torch.isfinite(given.sum()):
             return module.encode(given)[1].to(x.device)
         return Coder(module, self.backend).encode_dense(given).to(x.device)
 

@@ -10,6 +10,9 @@ from torch import Tensor
 from ..kernels import SparseCodes, Workspace, indptr_of, serves, sum_rows
 from ..training._data import RowBatches, as_tensor, mean_and_variance, rounding
 
+# Sizes from which dense codes are made of stored ones.
+_FEWEST_ROWS, _FEWEST_CONCEPTS = 64, 256
+
 
 class Coder:
     """Encodes and reconstructs blocks of rows.
@@ -48,7 +51,8 @@ class Coder:
     @torch.no_grad()
     def encode_dense(self, x: Tensor) -> Tensor:
         """Give the codes of a block as a dense tensor, in input units."""
-        if self.selects:
+        pays = len(x) >= _FEWEST_ROWS and self.module.nb_concepts >= _FEWEST_CONCEPTS
+        if self.selects and pays and not self.module.dense_is_fast:
             codes, values = self.module.encode_sparse(x, self._pre_codes(len(x)))
             return codes.dense(values)
         with torch.autocast(self.device.type, enabled=False):

@@ -135,7 +135,7 @@ class FrozenDecoderSAE(_Control):
         As in `BatchTopKSAE`.
     relative_start : float or int, default=0.2
         As in `BatchTopKSAE`.
-    topk_start : float or int, default=0.0
+    topk_start : "auto", float or int, default=0.0
         As in `BatchTopKSAE`.
     **shared
         The parameters of `BaseSAE`. ``use_multiplier`` in ``dictionary_params`` is refused.
@@ -215,7 +215,7 @@ class SoftFrozenSAE(_Control):
         As in `BatchTopKSAE`.
     relative_start : float or int, default=0.2
         As in `BatchTopKSAE`.
-    topk_start : float or int, default=0.0
+    topk_start : "auto", float or int, default=0.0
         As in `BatchTopKSAE`.
     **shared
         The parameters of `BaseSAE`. Rows have unit norm: another ``normalization`` and
@@ -367,7 +367,7 @@ class FrozenEncoderSAE(_FrozenEncoder):
         As in `BatchTopKSAE`.
     relative_start : float or int, default=0.2
         As in `BatchTopKSAE`.
-    topk_start : float or int, default=0.0
+    topk_start : "auto", float or int, default=0.0
         As in `BatchTopKSAE`.
     auxk_coefficient : float, default=0.0
         0; there is nothing by which a dead concept could be revived.
@@ -435,7 +435,7 @@ class RandomSAE(_FrozenEncoder):
         As in `BatchTopKSAE`.
     relative_start : float or int, default=0.2
         As in `BatchTopKSAE`.
-    topk_start : float or int, default=0.0
+    topk_start : "auto", float or int, default=0.0
         As in `BatchTopKSAE`.
     auxk_coefficient : float, default=0.0
         0; there is nothing by which a dead concept could be revived.

@@ -69,6 +69,8 @@ class Crosscoder(BatchTopKSAE):
         The dictionary, layers side by side, in input units; whole rows have unit norm.
     threshold_ : ndarray of shape (nb_concepts,)
         Smallest active code of each concept at evaluation, in input units.
+    topk_steps_ : int
+        As in `BatchTopKSAE`.
 
     See Also
     --------

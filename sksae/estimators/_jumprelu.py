@@ -102,11 +102,11 @@ class JumpReLUSAE(BaseSAE):
     `sksae.datasets.make_korznikov` in 50 dimensions, alike in frequency and independent, 2 to
     4 % were found without (at a cosine of 0.8, 8 active, 20 epochs of 120,000 or 240,000 rows,
     one seed), as three quarters of the concepts fall silent, and 99 % with 0.8 or by default.
-    Of 3,200 features in 100 dimensions (20 active, 20 epochs of
-    2 million rows, one seed) 0.8 found 79 %, but the thresholds that learnt afterwards left
-    94 % of the concepts dead; 1.0 found 89 % with none dead, and the default 62 %. On token activations of a small
-    encoder (384 wide, 1,024 concepts, ``target_l0=32``, two seeds) 0.1 raised held-out
-    explained variance from 0.871 to 0.874 after 293 steps, and from 0.898 to 0.899 after 1,172.
+    Of 3,200 features in 100 dimensions (20 active, 20 epochs of 2 million rows, one seed) 0.8
+    found 79 %, but the thresholds that learnt afterwards left 94 % of the concepts dead; 1.0
+    found 89 % with none dead, and the default J100. On token activations of a small encoder
+    (384 wide, 1,024 concepts, ``target_l0=32``, two seeds) 0.1 raised held-out explained
+    variance from 0.871 to 0.874 after 293 steps, and from 0.898 to 0.899 after 1,172.
     But where features differ in frequency and imply each other, in
     `sksae.datasets.make_synth_bench` (60,000 rows, ``target_l0=4``, two seeds), 0.1 lowered F1
     of the codes from 0.78 to 0.61, at equal explained variance: more of it is no evidence of

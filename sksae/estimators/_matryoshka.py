@@ -64,6 +64,8 @@ class MatryoshkaSAE(BatchTopKSAE):
         The sizes of the nested dictionaries, in concepts.
     threshold_ : float
         Smallest active code at evaluation, in input units; one for all prefixes.
+    topk_steps_ : int
+        As in `BatchTopKSAE`.
 
     See Also
     --------

@@ -276,7 +276,7 @@ def _loop(estimator, length: Length) -> dict[str, Any]:
         "sparsity_warmup": length.steps(estimator.sparsity_warmup),
         "k_anneal": length.steps(estimator.k_anneal),
         "topk_start": 0 if start == "auto" else length.steps(start),
-        "silence_watch": length.steps(SILENCE_WATCH) if start == "auto" and n_codes else 0,
+        "silence_watch": max(1, length.steps(SILENCE_WATCH)) if start == "auto" and n_codes else 0,
         "relative_start": length.steps(estimator.relative_start),
         "l0_time": max(30, length.assumed_steps / 10),
         "backend": estimator.backend,

@@ -36,6 +36,10 @@ __all__ = [
 ]
 
 
+# Share of the groups of columns up to which it pays to look at the largest ones alone.
+_LARGEST_SHARE = 1 / 8
+
+
 @functools.cache
 def _find() -> tuple[ModuleType | None, str]:
     """Give the module of Triton kernels, or None, and what computes."""
@@ -146,7 +150,7 @@ def _largest_entries(pre: Tensor, n_largest: int) -> tuple[Tensor, Tensor]:
     """Give the largest entries, those of which are right that are positive, and their places."""
     kernels, m = compiled(), pre.shape[1]
     tops = None if kernels is None or pre.dtype == torch.float64 else kernels.group_tops(pre)
-    if tops is None or n_largest >= tops.numel():
+    if tops is None or n_largest > _LARGEST_SHARE * tops.numel():
         return pre.flatten().topk(n_largest, sorted=False)
     # They are in as many groups of columns, those with the largest entries.
     n_groups = tops.shape[1]

@@ -91,8 +91,7 @@ class RowGradients:
             elif (part := self._part(name)) is not None:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-                index, gradient = part  # 0 for what is none
-                parameter.grad.index_add_(0, index.clamp(max=len(parameter) - 1), gradient)
+                parameter.grad.index_add_(0, *part)
         if optimizer.param_groups[0]["params"][0].device.type == "cuda":
             _steps_on_cuda(steps, optimizer, self.workspace, self.numbers)
         else:

@@ -116,9 +116,11 @@ class SAEModule:
     repeats = False
     # The dead concepts, and numbers of none up to a length that seldom changes.
     dead_places: Tensor | None = None
-    # Number of concepts from which stored codes are faster on CUDA devices, where how many there
-    # are has to be read from the device at each step.
-    fewest_on_cuda: float = 0
+    # Whether dense codes take little more than the encoder's product: then they are made as they
+    # are, and on CUDA devices, where the number of stored ones has to be read, trained with.
+    dense_is_fast = False
+    # Number of concepts from which stored codes are faster on CUDA devices.
+    fewest_on_cuda = 0
     # Set where a step of the optimizer goes by rows: instead of gradients of matrices.
     row_gradients: RowGradients | None = None
 

@@ -11,7 +11,6 @@ Rajamanoharan et al. (2024), arXiv:2404.16014, section 3.2.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ class GatedModule(SAEModule, overcomplete_sae.SAE):
     An encoder of the caller's gives the gates, and ``W c`` above is what it gives.
     """
 
-    fewest_on_cuda = math.inf  # as VanillaModule
+    dense_is_fast = True
 
     def __init__(self, n_features: int, nb_concepts: int, **params: Any) -> None:
         super().__init__(n_features, nb_concepts, **params)

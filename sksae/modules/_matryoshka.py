@@ -34,7 +34,16 @@ class MatryoshkaModule(BatchTopKModule):
     ) -> None:
         super().__init__(n_features, nb_concepts, **params)
         self.prefixes, self.prefix_weights = tuple(prefixes), tuple(prefix_weights)
-        begins = torch.tensor([0, *self.prefixes[:-1]])
+
+    @property
+    def prefixes(self) -> tuple[int, ...]:
+        """Ascending numbers of concepts."""
+        return self._prefixes
+
+    @prefixes.setter
+    def prefixes(self, prefixes: Sequence[int]) -> None:
+        self._prefixes = tuple(prefixes)
+        begins = torch.tensor([0, *self._prefixes[:-1]], device=self.decoder_bias.device)
         self.register_buffer("group_begins", begins, persistent=False)
 
     def select_stored(self, pre_codes: Tensor) -> tuple[SparseCodes, Tensor]:

@@ -231,7 +231,7 @@ def copied(rows: Tensor, device: torch.device) -> Tensor:
     for i, (there, here) in enumerate(zip(out.split(size), rows.split(size), strict=True)):
         if i % _MOST_PINNED == 0:  # pinned memory is given back when its copy is done
             torch.cuda.current_stream(device).synchronize()
-        there.copy_(here.pin_memory(), non_blocking=True)
+        there.copy_(here.contiguous().pin_memory(), non_blocking=True)
     return out
 
 

@@ -73,8 +73,8 @@ class SAENet(NeuralNet):
         Steps at the start in which each sample keeps its own largest codes, before all share
         them; penalties and the target for L0 wait until then.
     silence_watch : int
-        Steps at the start in which too many silent concepts make each sample keep its own
-        codes from then on, see `sksae.training._sparsity`.
+        Steps at the start in which too many silent concepts make the weights start anew, with
+        each sample keeping its own codes from then on, see `sksae.training._sparsity`.
     relative_start : int
         Steps over which the norms of samples come to count where samples share codes or have
         codes above thresholds.
@@ -144,7 +144,7 @@ class SAENet(NeuralNet):
     def initialize_optimizer(self, triggered_directly=None):
         """Build the optimizer and what is stepped with it."""
         super().initialize_optimizer(triggered_directly)
-        self.n_steps_ = 0
+        self.n_steps_, self.start_ = 0, None
         self.optimizer_scheduler_ = self.scheduler(self.optimizer_) if self.scheduler else None
         uses_scaler = self.amp_dtype is torch.float16
         device = torch.device(self.device).type

@@ -20,11 +20,12 @@ _MOST_SILENT, _FIRINGS, _LOOK_EVERY = 0.1, 1000, 16
 def set_sparsity(net, data: RowBatches) -> None:
     """Set the sparsity of the coming step.
 
-    While ``net.topk_start`` steps last, and from then on where too many concepts were silent in
-    the first ``net.silence_watch``, each sample keeps its own codes and no penalty
-    counts, which then grows from nothing. When they end, thresholds start at what keeps as
-    many codes of a sample of the rows. Over ``net.relative_start`` steps the size of a sample
-    comes to count where samples share codes or have codes above thresholds.
+    While ``net.topk_start`` steps last, each sample keeps its own codes and no penalty counts,
+    which then grows from nothing. When they end, thresholds start at what keeps as many codes
+    of a sample of the rows. Where too many concepts are silent in the first
+    ``net.silence_watch`` steps, it is so to the end, from weights that are those of the start.
+    Over ``net.relative_start`` steps the size of a sample comes to count where samples share
+    codes or have codes above thresholds.
 
     Parameters
     ----------
@@ -33,9 +34,11 @@ def set_sparsity(net, data: RowBatches) -> None:
         The training rows.
     """
     module, step = net.module_, net.n_steps_
-    if step < net.silence_watch and step % _LOOK_EVERY == 0 and not module.keeps_apart:
-        module.keeps_apart = _silent_share(module) > _MOST_SILENT
-    own = step < net.topk_start or module.keeps_apart
+    if step < net.silence_watch and not module.keeps_apart:
+        _watch(net)
+    else:
+        net.start_ = None
+    own = step < net.topk_start or (module.keeps_apart and net.silence_watch > 0)
     if module.per_sample and not own:
         module.eval()
         batches = sample_batches(len(data), net.batch_size, net.seed)
@@ -47,6 +50,24 @@ def set_sparsity(net, data: RowBatches) -> None:
     module.k_scale = 1 + (_K_START - 1) * (1 - ramp(step, net.k_anneal))
     share = 0.0 if own else ramp(step - net.topk_start, net.sparsity_warmup)
     net.criterion_.warmup = share
+
+
+def _watch(net) -> None:
+    """Begin anew, each sample with its own codes, if too many concepts are silent.
+
+    Those that took all codes before would be ahead of the others otherwise.
+    """
+    module = net.module_
+    if net.n_steps_ == 0:
+        net.start_ = {k: v.to("cpu", copy=True) for k, v in module.state_dict().items()}
+    if net.n_steps_ % _LOOK_EVERY or _silent_share(module) <= _MOST_SILENT:
+        return
+    module.keeps_apart = True
+    if net.start_ is not None:  # none, where another optimizer took over
+        module.load_state_dict(net.start_)
+        module.dead_concepts = module.dead_concepts[:0]
+        net.optimizer_.state.clear()
+        net.stored_steps_.forget()
 
 
 def _silent_share(module) -> float:
@@ -68,11 +89,11 @@ def sparsity_is_settled(net) -> bool:
     bool
     """
     module = net.module_
-    if module.keeps_apart:
+    if net.silence_watch and module.keeps_apart:
         return net.n_steps_ >= net.k_anneal
     start = net.relative_start if module.has_start_rows else 0
     if module.per_sample or net.n_steps_ < max(
-        net.topk_start + net.sparsity_warmup, net.k_anneal, start
+        net.topk_start + net.sparsity_warmup, net.k_anneal, start, net.silence_watch
     ):
         return False
     target = net.criterion_.target_l0

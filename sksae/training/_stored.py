@@ -115,7 +115,7 @@ def _size_obstacle(module, kind: str) -> str | None:
     m = module.nb_concepts
     if m < _FEWEST_CONCEPTS:
         return f"{m} concepts are too few for stored codes to pay"
-    if kind == "cuda" and m < module.fewest_on_cuda:
+    if kind == "cuda" and (module.dense_is_fast or m < module.fewest_on_cuda):
         return "to read how many codes are active takes longer than dense products"
     if getattr(module, "top_k", 0) > _LARGEST_SHARE[kind] * m:
         return f"top_k={module.top_k} of {m} concepts are too many for stored codes to pay"

@@ -15,7 +15,7 @@ from scipy import sparse
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, KFold
 
-from sksae import MatchingPursuitSAE, TopKSAE, VanillaSAE
+from sksae import JumpReLUSAE, MatchingPursuitSAE, TopKSAE, VanillaSAE
 from sksae.losses import dead_neurons_reanimation
 from sksae.metrics import explained_variance
 from sksae.modules import load_overcomplete_sae
@@ -171,6 +171,22 @@ def test_tensors_are_differentiable_both_ways(make, X):
         assert sae.encode(x[:0]).shape == (0, 24)
     assert again.dtype == codes.dtype and not again.requires_grad
     torch.testing.assert_close(again, codes.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_without_gradients_codes_are_those_with_them():
+    """Of wide dictionaries, whose codes are made of stored ones, unless that cannot be."""
+    rows = torch.randn(100, 16)
+    for cls, k in ((TopKSAE, {"top_k": 4}), (JumpReLUSAE, {}), (VanillaSAE, {})):
+        sae = cls(300, device="cpu", random_state=0, nb_epochs=1, **k).fit(rows)
+        wrong = rows.clone()
+        wrong[3, 5] = torch.nan
+        for x in (rows, rows[:5], wrong):
+            with torch.no_grad():
+                codes = sae.encode(x)
+            torch.testing.assert_close(codes, sae.encode(x).detach(), equal_nan=True)
+        sae.module_.to(torch.bfloat16)
+        with torch.no_grad():
+            assert sae.encode(rows).isfinite().all()
 
 
 def test_tensors_of_the_wrong_kind(make, X):

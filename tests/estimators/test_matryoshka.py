@@ -205,8 +205,16 @@ def test_the_history_holds_the_sum_over_prefixes(rows):
 
 
 def test_a_fit_goes_on_with_other_prefixes(rows):
-    sae = MatryoshkaSAE(64, top_k=4, prefixes=[32, 64], warm_start=True, **QUICK).fit(rows)
-    sae.set_params(prefixes=[4, 16, 64], prefix_weights=[1, 1, 2]).fit(rows)
+    fits = []
+    for backend in ("reference", "cpu"):
+        params = {"top_k": 4, "warm_start": True, "backend": backend, "device": "cpu"}
+        sae = MatryoshkaSAE(64, prefixes=[32, 64], **params, **QUICK).fit(rows.astype(float))
+        for prefixes in ([4, 16, 64], [2, 8, 64]):
+            sae.set_params(prefixes=prefixes, prefix_weights=[1, 1, 2]).fit(rows.astype(float))
+            fits.append(sae.components_)
+    np.testing.assert_allclose(fits[0], fits[2], atol=1e-6)
+    np.testing.assert_allclose(fits[1], fits[3], atol=1e-6)
+    sae.set_params(prefixes=[4, 16, 64]).fit(rows)
     assert sae.prefixes_.tolist() == [4, 16, 64]
     assert sae.module_.prefix_weights == (0.5, 0.5, 1.0)
     twin = clone(sae)

@@ -1,5 +1,6 @@
 """Fits that start with each sample's own largest codes, and what follows when they end."""
 
+import copy
 import pickle
 
 import numpy as np
@@ -290,6 +291,63 @@ def test_ctrl_c_in_the_start_leaves_a_usable_sae(make, data, monkeypatch):
 
 
 # -- silent concepts ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("make", [batchtopk, jumprelu])
+def test_training_begins_anew_where_concepts_are_silent(make, backend, data, monkeypatch):
+    """From the first weights, with the rows and the rates that are left."""
+    silent_from(16, monkeypatch)
+    start, left, step = [], [], SAENet.train_step
+
+    def train_step(self, batch, **params):
+        if self.n_steps_ == 0:
+            start.append(copy.deepcopy(self.module_))
+        if self.n_steps_ >= 16:
+            left.append((self.optimizer_.param_groups[0]["lr"], batch[0].clone()))
+        return step(self, batch, **params)
+
+    monkeypatch.setattr(SAENet, "train_step", train_step)
+    sae = make(nb_epochs=12, backend=backend, auxk_coefficient=0.0).fit(data[0].astype(float))
+    assert sae.net_.start_ is None and len(left) == 104
+    (module,) = start
+    module.per_sample, optimizer = True, torch.optim.Adam(module.parameters())
+    for rate, x in left:
+        optimizer.param_groups[0]["lr"] = rate
+        u = module.scale_rows(x)
+        optimizer.zero_grad()
+        (module.forward_scaled(u)[2] - u).square().mean().backward()
+        optimizer.step()
+        module.after_step()
+    trained = sae.module_.linear_encoder.weight.detach()
+    torch.testing.assert_close(trained, module.linear_encoder.weight.detach(), rtol=0, atol=1e-6)
+    expected = module.get_dictionary().detach().numpy()
+    np.testing.assert_allclose(sae.components_, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", BUILDERS)
+def test_going_on_without_auto_shares_codes_again(make, data, monkeypatch):
+    silent_from(16, monkeypatch)
+    sae = make(nb_epochs=12, warm_start=True).fit(data[0])
+    assert sae.topk_steps_ == 104
+    watched(sae).set_params(topk_start=0, nb_epochs=1).fit(data[0])
+    assert watch_of(sae).own == [False] * 10 and sae.topk_steps_ == 104
+    if make is jumprelu:
+        sae.set_params(topk_start="auto", target_l0=None).fit(data[0])
+        assert sae.topk_steps_ == 104
+
+
+@pytest.mark.parametrize("make", BUILDERS)
+def test_a_pickle_made_while_it_is_watched_goes_on_alike(make, data, monkeypatch):
+    silent_from(16, monkeypatch)
+    sae = make().partial_fit(data[0])
+    assert sae.topk_steps_ == 0 and sae.net_.start_ is not None
+    twin = pickle.loads(pickle.dumps(sae))
+    for each in (sae, twin):
+        silent_from(0, monkeypatch)
+        each.partial_fit(data[0])
+        assert each.topk_steps_ == 4
+    np.testing.assert_array_equal(twin.components_, sae.components_)
 
 
 def silent_from(step, monkeypatch, share=0.5):

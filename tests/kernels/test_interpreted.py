@@ -78,6 +78,7 @@ def test_top_k_of_wide_rows_with_ties_and_few_positive_entries():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("n_kept", [1, 60, 1500])
 def test_the_largest_of_wide_rows_together(n_kept, dtype, monkeypatch):
+    monkeypatch.setattr(_cuda, "_LARGEST_SHARE", 1)
     pre = numbers(3, 5000).to(dtype)
     pre[1] *= 3
     assert _triton.group_tops(pre).shape == (3, 512)
@@ -88,7 +89,8 @@ def test_the_largest_of_wide_rows_together(n_kept, dtype, monkeypatch):
     assert torch.equal(cut, same) and len(values) == len(as_before) == n_kept + 3
 
 
-def test_the_largest_of_wide_rows_with_one_that_is_all_of_them():
+def test_the_largest_of_wide_rows_with_one_that_is_all_of_them(monkeypatch):
+    monkeypatch.setattr(_cuda, "_LARGEST_SHARE", 1)
     pre = -numbers(2, 5000).abs()
     pre[1, ::7] = 1.0
     codes, values, cut = largest(pre, 700, torch.tensor(torch.nan))

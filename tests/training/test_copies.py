@@ -30,6 +30,7 @@ def test_all_rows_are_copied_in_pieces(n_rows, order, monkeypatch):
             log.append("wait")
 
     def pin_memory(tensor):
+        assert tensor.is_contiguous()
         log.append(len(tensor))
         return tensor.clone()
 
