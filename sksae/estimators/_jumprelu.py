@@ -104,7 +104,7 @@ class JumpReLUSAE(BaseSAE):
     one seed), as three quarters of the concepts fall silent, and 99 % with 0.8 or by default.
     Of 3,200 features in 100 dimensions (20 active, 20 epochs of 2 million rows, one seed) 0.8
     found 79 %, but the thresholds that learnt afterwards left 94 % of the concepts dead; 1.0
-    found 89 % with none dead, and the default J100. On token activations of a small encoder
+    found 89 % with none dead, and the default 89 %, too. On token activations of a small encoder
     (384 wide, 1,024 concepts, ``target_l0=32``, two seeds) 0.1 raised held-out explained
     variance from 0.871 to 0.874 after 293 steps, and from 0.898 to 0.899 after 1,172.
     But where features differ in frequency and imply each other, in
