@@ -368,6 +368,8 @@ class Spoil(Callback):
 @pytest.mark.parametrize("cls", [*VARIANTS, ArchetypalSAE])
 def test_early_stopping_restores_the_best_epoch(cls, rows):
     sae = cls(48, early_stopping=2, nb_epochs=30, batch_size=256, lr=1e-3, random_state=0)
+    if "topk_start" in sae.get_params():
+        sae.set_params(topk_start=0)  # "auto" is decided in the sixth epoch
     sae.set_params(callbacks=[Spoil()], validation_fraction=0.2, encoder_init_norm=1.0).fit(rows)
     scores = sae.history_[:, "explained_variance"]
     assert int(np.argmax(scores)) == 2
@@ -389,6 +391,7 @@ def test_early_stopping_holds_rows_out_by_itself(rows):
         VanillaSAE(64, sparsity_warmup=0.5, early_stopping=3),
         TopKSAE(64, top_k=4, k_anneal=0.8, early_stopping=3),
         BatchTopKSAE(64, top_k=4, k_anneal=0.8, early_stopping=3),
+        BatchTopKSAE(64, top_k=4, early_stopping=3),
     ],
     ids=lambda sae: type(sae).__name__,
 )
@@ -396,6 +399,7 @@ def test_early_stopping_waits_for_sparsity(sae, rows):
     params = {"nb_epochs": 20, "batch_size": 256, "random_state": 0}
     sae = clone(sae).set_params(**params).fit(rows)
     alone = clone(sae).set_params(early_stopping=None, validation_fraction=0.1).fit(rows)
+    assert len(sae.history_) > 4  # of 20, in which "auto" is decided
     assert sae.l0_ == pytest.approx(alone.l0_, rel=0.15)
     assert sae.score(rows) > alone.score(rows) - 0.05
 
