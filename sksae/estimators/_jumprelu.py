@@ -114,9 +114,9 @@ class JumpReLUSAE(BaseSAE):
 
     A ``relative_start`` has the same two sides: large samples no longer take most of what lies
     above the thresholds, so that other concepts learn as well. With 0.5 and no ``topk_start``,
-    63 and 78 % of those 400 features were found (120,000 rows, two seeds). On the token activations, 300 steps, it
-    raised explained variance from 0.870 to 0.873 at 1,024 concepts and lowered it from 0.883
-    to 0.881 at 4,096; F1 on ``make_synth_bench`` fell to 0.66.
+    63 and 78 % of those 400 features were found (120,000 rows, two seeds). On the token
+    activations, 300 steps, it raised explained variance from 0.870 to 0.873 at 1,024 concepts and
+    lowered it from 0.883 to 0.881 at 4,096; F1 on ``make_synth_bench`` fell to 0.66.
 
     References
     ----------
