@@ -82,6 +82,7 @@ def train_sksae(job, X, watch):
         "topk": (sksae.TopKSAE, "top_k"),
         "batchtopk": (sksae.BatchTopKSAE, "top_k"),
         "jumprelu": (sksae.JumpReLUSAE, "target_l0"),
+        "matryoshka": (sksae.MatryoshkaSAE, "top_k"),
     }[job["variant"]]
     lr = {} if job["lr"] is None else {"lr": job["lr"]}
     watch.begin()

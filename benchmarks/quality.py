@@ -61,7 +61,7 @@ GRID = {
         (2e-3, {"optimizer": "adam", "lr_warmup_steps": 50}),
     ],
 }
-VARIANTS = {"sksae": ("topk", "batchtopk", "jumprelu"), "sparsify": ("topk",)}
+VARIANTS = {"sksae": ("topk", "batchtopk", "jumprelu", "matryoshka"), "sparsify": ("topk",)}
 TARGETS = (0.80, 0.85, 0.88)
 PROBE_SIZES = (1, 2, 5)
 # What makes two runs the same run.

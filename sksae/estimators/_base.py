@@ -199,6 +199,7 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
     k_anneal: float = 0
     topk_start: float | str = 0
     relative_start: float = 0
+    sort_at: float = 0
     target_l0: float | None = None
     resample_dead = False
 

@@ -46,6 +46,7 @@ _CHANGEABLE = (
     "topk_start",
     "silence_watch",
     "relative_start",
+    "sort_at",
     "l0_time",
     "backend",
     "optimizer",
@@ -154,7 +155,8 @@ def resume_net(estimator, data: RowBatches, epochs: int | None) -> None:
     net = estimator.net_
     _check_structure(estimator)
     length, rate = _length(estimator, data, epochs), net.lr
-    loop, scheduler = _loop(estimator, length), _scheduler(estimator, length)
+    # What concepts are called by does not change any more.
+    loop, scheduler = _loop(estimator, length) | {"sort_at": None}, _scheduler(estimator, length)
     for name, value in estimator._module()[1].items():
         _set_own(net.module_, name, value)
     for name, value in _weights(estimator, length).items():
@@ -278,6 +280,7 @@ def _loop(estimator, length: Length) -> dict[str, Any]:
         "topk_start": 0 if start == "auto" else length.steps(start),
         "silence_watch": max(1, length.steps(SILENCE_WATCH)) if start == "auto" and n_codes else 0,
         "relative_start": length.steps(estimator.relative_start),
+        "sort_at": None if length.epochs is None else length.steps(estimator.sort_at) or None,
         "l0_time": max(30, length.assumed_steps / 10),
         "backend": estimator.backend,
     }

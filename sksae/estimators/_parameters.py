@@ -151,7 +151,14 @@ def check_shared(estimator) -> None:
     """Check what the constraints of single parameters cannot."""
     _check_encoder_name(estimator)
     _check_callbacks(estimator)
-    for name in ("early_stopping", "k_anneal", "sparsity_warmup", "topk_start", "relative_start"):
+    for name in (
+        "early_stopping",
+        "k_anneal",
+        "sparsity_warmup",
+        "topk_start",
+        "relative_start",
+        "sort_at",
+    ):
         if isinstance(getattr(estimator, name), bool):
             raise ValueError(
                 f"The {name!r} parameter of {type(estimator).__name__} is a number, not a switch. "

@@ -107,10 +107,14 @@ class SAEModule:
     # Whether it does so to the end, as too many concepts were silent; in how many steps it did.
     keeps_apart = False
     n_own_steps = 0
+    # Share of the concepts that may be silent before it is so.
+    most_silent = 1.0
     # Power of their size by which rows are divided: where they share codes, see `row_sizes`, or
     # where they have codes above thresholds, themselves, see `start_rows`.
     relative: float | Tensor = 0.0
     has_start_rows = False
+    # Whether it matters which concepts come first, and they can change places.
+    is_ordered = False
     # Whether a step, by its operations, depends on no values, so that it can be repeated as it
     # was; of a class alone, and not of its subclasses.
     repeats = False
@@ -375,6 +379,9 @@ class SAEModule:
 
     def multiply_thresholds(self, factor: Tensor) -> None:
         """Multiply thresholds that concepts learn by a factor, and nothing else of them."""
+
+    def lower_dead_thresholds(self, step: float) -> None:
+        """Lower the logarithms of thresholds that dead concepts learnt by a step."""
 
     def finish(self, batches: Iterable[Tensor], weight: float = 1.0) -> None:
         """Estimate, on scaled batches, what encoding needs beside the trained weights.

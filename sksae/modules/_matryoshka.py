@@ -46,6 +46,11 @@ class MatryoshkaModule(BatchTopKModule):
         begins = torch.tensor([0, *self._prefixes[:-1]], device=self.decoder_bias.device)
         self.register_buffer("group_begins", begins, persistent=False)
 
+    @property
+    def is_ordered(self) -> bool:  # type: ignore[override]
+        """Whether concepts are in prefixes, and the encoder's rows can change places."""
+        return len(self.prefixes) > 1 and self.has_linear_encoder
+
     def select_stored(self, pre_codes: Tensor) -> tuple[SparseCodes, Tensor]:
         """Choose as a BatchTopK module does; the concepts of each row ascend."""
         codes, values = super().select_stored(pre_codes)

@@ -76,6 +76,9 @@ class BatchTopKModule(_Annealed, SAEModule, overcomplete_sae.BatchTopKSAE):
     """
 
     repeats = True
+    # After a fifth of the fit 7 to 60 % were silent where planted features were not found, and
+    # elsewhere at most 2 %.
+    most_silent = 0.04
     threshold_momentum: float
     running_threshold: Tensor
 
@@ -175,6 +178,9 @@ class JumpReLUModule(SAEModule, overcomplete_sae.JumpSAE):
     """
 
     has_start_rows = True
+    # After a fifth of the fit 30 % were silent where planted features were not found, and elsewhere
+    # at most 12 %, as the auxiliary loss takes longer here.
+    most_silent = 0.2
     # On one H200 a fit at 4,096 concepts took 1.1 times as long where a third of its steps were on
     # stored codes, and one at 24,576 0.6 times as long where two thirds were.
     fewest_on_cuda = 16_384
@@ -295,6 +301,16 @@ class JumpReLUModule(SAEModule, overcomplete_sae.JumpSAE):
     def multiply_thresholds(self, factor: Tensor) -> None:
         """Multiply all thresholds by a factor."""
         self.thresholds.add_(factor.log())
+
+    @torch.no_grad()
+    def lower_dead_thresholds(self, step: float) -> None:
+        """Lower the logarithms of the dead concepts' thresholds by a step.
+
+        The auxiliary loss teaches them what is missing from the reconstruction, which is smaller
+        than what the others left for a threshold, and no gradient reaches that.
+        """
+        if not self.per_sample:
+            self.thresholds[self.dead_concepts] -= step
 
     def scale_thresholds(self, factor: Tensor) -> None:
         """Multiply the thresholds, and the kernel's width with them, by a factor."""

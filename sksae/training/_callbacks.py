@@ -7,6 +7,7 @@ import copy
 import torch
 from skorch.callbacks import Callback, EarlyStopping
 
+from ._order import moments
 from ._sparsity import sparsity_is_settled
 
 _ROWS = 8192
@@ -51,15 +52,9 @@ class ResampleDead(Callback):
         module.dead_concepts = dead[:n_drawn]
         drawn = weight.multinomial(n_drawn, generator=net.generator_).to(u.device)
         module.revive(u[drawn] - module.decoder_bias, _ENCODER_SHARE)
-        _forget(net.optimizer_, module.revived_parameters(), dead[:n_drawn])
-
-
-def _forget(optimizer, parameters, rows):
-    """Zero the optimizer's moments of some rows of some parameters."""
-    for parameter in parameters:
-        for value in optimizer.state[parameter].values():
-            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-                value[rows] = 0
+        for parameter in module.revived_parameters():
+            for rows in moments(net.optimizer_, parameter):
+                rows[dead[:n_drawn]] = 0
 
 
 class BestEpoch(EarlyStopping):

@@ -22,6 +22,7 @@ from skorch.utils import TeeGenerator
 from ..kernels import RowGradients, own_threads, steps_by_rows
 from ..losses import check_loss
 from ._data import BatchIterator, RowBatches
+from ._order import sort_concepts
 from ._progress import ProgressBar
 from ._recorded import RecordedSteps
 from ._sparsity import set_sparsity
@@ -73,11 +74,13 @@ class SAENet(NeuralNet):
         Steps at the start in which each sample keeps its own largest codes, before all share
         them; penalties and the target for L0 wait until then.
     silence_watch : int
-        Steps at the start in which too many silent concepts make the weights start anew, with
-        each sample keeping its own codes from then on, see `sksae.training._sparsity`.
+        Steps after which too many silent concepts make the weights start anew, with each sample
+        keeping its own codes from then on, see `sksae.training._sparsity`.
     relative_start : int
         Steps over which the norms of samples come to count where samples share codes or have
         codes above thresholds.
+    sort_at : int, optional
+        Steps after which the concepts are sorted, see `sort_concepts`.
     l0_time : float
         Steps in which a target for L0 corrects the scale of the penalties, see `TargetL0`.
     backend : str
@@ -105,6 +108,7 @@ class SAENet(NeuralNet):
         topk_start=0,
         silence_watch=0,
         relative_start=0,
+        sort_at=None,
         l0_time=100.0,
         backend="auto",
         **kwargs,
@@ -124,6 +128,7 @@ class SAENet(NeuralNet):
         self.topk_start = topk_start
         self.silence_watch = silence_watch
         self.relative_start = relative_start
+        self.sort_at = sort_at
         self.l0_time = l0_time
         self.backend = backend
         super().__init__(*args, **kwargs)
@@ -244,6 +249,8 @@ class SAENet(NeuralNet):
                 self.notify("on_batch_begin", batch=batch, training=training)
             if training:
                 set_sparsity(self, iterator.data)
+                if self.n_steps_ == self.sort_at and self.module_.is_ordered:
+                    sort_concepts(self, iterator.data)
             step = step_fn(batch)
             totals.add(step)
             self._record_batch(step, batch, training, prefix, hooked)
@@ -320,6 +327,9 @@ class SAENet(NeuralNet):
         # Listing the dead reads the device, so elsewhere than on the CPU not at every step.
         if self.dead_after and (self.device == "cpu" or self.n_steps_ % _DEAD_EVERY == 0):
             self.module_.find_dead(self.dead_after)
+        if self.criterion_.auxk_coefficient and len(self.module_.dead_concepts):
+            # What Adam would do to a number whose gradient never changes.
+            self.module_.lower_dead_thresholds(self.optimizer_.param_groups[0]["lr"])
         if "l0_factor" in step:
             self.module_.multiply_thresholds(step["l0_factor"])
         if not self.module_.per_sample:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 OPEN_STEPS = 2000
-# Share of a fit in which it is looked for silent concepts, see `sksae.training._sparsity`.
+# Share of a fit after which it is looked for silent concepts, see `sksae.training._sparsity`.
 SILENCE_WATCH = 0.2
 
 # Measured on token activations of a small encoder; see `auto_lr`.

@@ -12,9 +12,8 @@ from ._schedule import ramp
 
 _K_START = 4
 _NEAR_TARGET = 0.1
-# Share of the concepts that may be silent, for as long as it takes the average one to fire so many
-# times, and steps from one look to the next.
-_MOST_SILENT, _FIRINGS, _LOOK_EVERY = 0.1, 1000, 16
+# How often the average concept fires while another one is silent.
+_FIRINGS = 1000
 
 
 def set_sparsity(net, data: RowBatches) -> None:
@@ -22,8 +21,8 @@ def set_sparsity(net, data: RowBatches) -> None:
 
     While ``net.topk_start`` steps last, each sample keeps its own codes and no penalty counts,
     which then grows from nothing. When they end, thresholds start at what keeps as many codes
-    of a sample of the rows. Where too many concepts are silent in the first
-    ``net.silence_watch`` steps, it is so to the end, from weights that are those of the start.
+    of a sample of the rows. Where too many concepts are silent after ``net.silence_watch``
+    steps, it is so to the end, from weights that are those of the start.
     Over ``net.relative_start`` steps the size of a sample comes to count where samples share
     codes or have codes above thresholds.
 
@@ -34,7 +33,7 @@ def set_sparsity(net, data: RowBatches) -> None:
         The training rows.
     """
     module, step = net.module_, net.n_steps_
-    if step < net.silence_watch and not module.keeps_apart:
+    if net.silence_watch and step <= net.silence_watch and not module.keeps_apart:
         _watch(net)
     else:
         net.start_ = None
@@ -53,18 +52,22 @@ def set_sparsity(net, data: RowBatches) -> None:
 
 
 def _watch(net) -> None:
-    """Begin anew, each sample with its own codes, if too many concepts are silent.
+    """Begin anew, each sample with its own codes, if too many concepts are silent in the end.
 
-    Those that took all codes before would be ahead of the others otherwise.
+    Those that took all codes before would be ahead of the others otherwise. Earlier in the fit
+    many may be silent that the auxiliary loss soon revives.
     """
-    module = net.module_
-    if net.n_steps_ == 0:
+    module, step = net.module_, net.n_steps_
+    if step == 0:
         net.start_ = {k: v.to("cpu", copy=True) for k, v in module.state_dict().items()}
-    if net.n_steps_ % _LOOK_EVERY or _silent_share(module) <= _MOST_SILENT:
+    if step < net.silence_watch:
+        return
+    start, net.start_ = net.start_, None
+    if _silent_share(module) <= module.most_silent:
         return
     module.keeps_apart = True
-    if net.start_ is not None:  # none, where another optimizer took over
-        module.load_state_dict(net.start_)
+    if start is not None:  # none, where a fit goes on or another optimizer took over
+        module.load_state_dict(start)
         module.dead_concepts = module.dead_concepts[:0]
         net.optimizer_.state.clear()
         net.stored_steps_.forget()
@@ -92,9 +95,8 @@ def sparsity_is_settled(net) -> bool:
     if net.silence_watch and module.keeps_apart:
         return net.n_steps_ >= net.k_anneal
     start = net.relative_start if module.has_start_rows else 0
-    if module.per_sample or net.n_steps_ < max(
-        net.topk_start + net.sparsity_warmup, net.k_anneal, start, net.silence_watch
-    ):
+    begun = max(net.topk_start + net.sparsity_warmup, net.k_anneal, start)
+    if module.per_sample or net.n_steps_ < begun or net.n_steps_ <= net.silence_watch:
         return False
     target = net.criterion_.target_l0
     return target is None or abs(net.history[-1]["l0"] / target - 1) < _NEAR_TARGET

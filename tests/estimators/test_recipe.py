@@ -24,6 +24,7 @@ from sksae import (
 )
 from sksae.datasets import make_activations
 from sksae.metrics import l0
+from sksae.modules import JumpReLUModule
 from sksae.training import ResampleDead
 
 PENALISED = [VanillaSAE, JumpReLUSAE, GatedSAE]
@@ -97,6 +98,49 @@ def test_auxk_revives_dead_concepts(cls, rows):
     )
     assert without > 0.3
     assert with_auxk < 0.75 * without
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("weight", [0.0, 1 / 32])
+def test_thresholds_of_dead_concepts_fall_by_the_rate(backend, weight, rows):
+    """Those of concepts that are dead all the while, to which no other gradient leads."""
+    params = {"auxk_coefficient": weight, "backend": backend, "device": "cpu", "random_state": 0}
+    sae = JumpReLUSAE(300, dead_after=1, batch_size=250, target_l0=4, nb_epochs=1, **params)
+    logs, rates, dead = [], [], []
+
+    class Kill(Callback):
+        def on_batch_begin(self, net, batch, training=False, **kwargs):
+            module = net.module_
+            if net.n_steps_ == 0:
+                with torch.no_grad():
+                    module.thresholds[:5] = 20.0
+            logs.append(module.thresholds.detach()[:5].clone())
+            rates.append(net.optimizer_.param_groups[0]["lr"])
+            dead.append(set(module.dead_concepts.tolist()))
+
+    sae.set_params(callbacks=[Kill()], sparsity_warmup=0).fit(rows)
+    assert len(logs) > 5 and all(set(range(5)) <= listed for listed in dead[1:])
+    for before, after, rate in zip(logs, logs[1:], rates, strict=False):
+        torch.testing.assert_close(before - after, torch.full((5,), rate if weight else 0.0))
+
+
+@pytest.mark.filterwarnings("ignore:.*fired in none:sklearn.exceptions.ConvergenceWarning")
+def test_dead_concepts_of_jumprelu_come_back(rows, monkeypatch):
+    """From thresholds that nothing reaches, where only those of the others learn."""
+
+    class Raise(Callback):
+        def on_batch_begin(self, net, batch, training=False, **kwargs):
+            if net.n_steps_ == 0:
+                with torch.no_grad():
+                    net.module_.thresholds[:24] += 1.0
+
+    params = {"target_l0": 4, "nb_epochs": 12, "dead_after": 500, "topk_start": 0}
+    sae = JumpReLUSAE(48, callbacks=[Raise()], batch_size=100, random_state=0, **params)
+    revived = clone(sae).fit(rows)
+    monkeypatch.setattr(JumpReLUModule, "lower_dead_thresholds", lambda self, step: None)
+    left = sae.fit(rows)
+    assert revived.dead_fraction_ < 0.05 and left.dead_fraction_ > 0.3
+    assert revived.score(rows) > left.score(rows)
 
 
 def test_many_dead_concepts_are_warned_of(rows):

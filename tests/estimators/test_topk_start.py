@@ -22,6 +22,7 @@ from sksae import (
     fit_many,
 )
 from sksae.datasets import make_activations, make_korznikov
+from sksae.estimators import _nets
 from sksae.metrics import l0, recovered_fraction
 from sksae.modules import BatchTopKModule, CrosscoderModule, JumpReLUModule, TopKModule
 from sksae.training import SAENet, _sparsity
@@ -297,19 +298,19 @@ def test_ctrl_c_in_the_start_leaves_a_usable_sae(make, data, monkeypatch):
 @pytest.mark.parametrize("make", [batchtopk, jumprelu])
 def test_training_begins_anew_where_concepts_are_silent(make, backend, data, monkeypatch):
     """From the first weights, with the rows and the rates that are left."""
-    silent_from(16, monkeypatch)
+    silent(monkeypatch)
     start, left, step = [], [], SAENet.train_step
 
     def train_step(self, batch, **params):
         if self.n_steps_ == 0:
             start.append(copy.deepcopy(self.module_))
-        if self.n_steps_ >= 16:
+        if self.n_steps_ >= 24:
             left.append((self.optimizer_.param_groups[0]["lr"], batch[0].clone()))
         return step(self, batch, **params)
 
     monkeypatch.setattr(SAENet, "train_step", train_step)
     sae = make(nb_epochs=12, backend=backend, auxk_coefficient=0.0).fit(data[0].astype(float))
-    assert sae.net_.start_ is None and len(left) == 104
+    assert sae.net_.start_ is None and len(left) == 96
     (module,) = start
     module.per_sample, optimizer = True, torch.optim.Adam(module.parameters())
     for rate, x in left:
@@ -327,36 +328,36 @@ def test_training_begins_anew_where_concepts_are_silent(make, backend, data, mon
 
 @pytest.mark.parametrize("make", BUILDERS)
 def test_going_on_without_auto_shares_codes_again(make, data, monkeypatch):
-    silent_from(16, monkeypatch)
+    silent(monkeypatch)
     sae = make(nb_epochs=12, warm_start=True).fit(data[0])
-    assert sae.topk_steps_ == 104
+    assert sae.topk_steps_ == 96
     watched(sae).set_params(topk_start=0, nb_epochs=1).fit(data[0])
-    assert watch_of(sae).own == [False] * 10 and sae.topk_steps_ == 104
+    assert watch_of(sae).own == [False] * 10 and sae.topk_steps_ == 96
     if make is jumprelu:
         sae.set_params(topk_start="auto", target_l0=None).fit(data[0])
-        assert sae.topk_steps_ == 104
+        assert sae.topk_steps_ == 96
 
 
 @pytest.mark.parametrize("make", BUILDERS)
 def test_a_pickle_made_while_it_is_watched_goes_on_alike(make, data, monkeypatch):
-    silent_from(16, monkeypatch)
+    silent(monkeypatch)
+    monkeypatch.setattr(_nets, "SILENCE_WATCH", 0.008)  # of 2,000 steps
     sae = make().partial_fit(data[0])
     assert sae.topk_steps_ == 0 and sae.net_.start_ is not None
     twin = pickle.loads(pickle.dumps(sae))
     for each in (sae, twin):
-        silent_from(0, monkeypatch)
         each.partial_fit(data[0])
         assert each.topk_steps_ == 4
     np.testing.assert_array_equal(twin.components_, sae.components_)
 
 
-def silent_from(step, monkeypatch, share=0.5):
-    """Have a share of the concepts be silent from a step on."""
+def silent(monkeypatch, share=0.5):
+    """Have a share of the concepts be silent; give the list of the modules looked at."""
     looks = []
 
     def silent_share(module):
         looks.append(module)
-        return share if 16 * (len(looks) - 1) >= step else 0.0
+        return share
 
     monkeypatch.setattr(_sparsity, "_silent_share", silent_share)
     return looks
@@ -364,12 +365,12 @@ def silent_from(step, monkeypatch, share=0.5):
 
 @pytest.mark.parametrize("make", BUILDERS)
 def test_silent_concepts_make_each_sample_keep_its_own_codes(make, data, monkeypatch):
-    looks = silent_from(16, monkeypatch)
+    looks = silent(monkeypatch)
     sae = watched(make(nb_epochs=12)).fit(data[0])
-    assert len(looks) == 2  # at steps 0 and 16 of 120, in 24 of which it is looked at
-    assert watch_of(sae).own == [False] * 16 + [True] * 104
-    assert set(watch_of(sae).warmup[16:]) == {0}
-    assert sae.topk_steps_ == 104
+    assert len(looks) == 1
+    assert watch_of(sae).own == [False] * 24 + [True] * 96
+    assert set(watch_of(sae).warmup[24:]) == {0}
+    assert sae.topk_steps_ == 96
     assert l0(sae.transform(data[1])) == pytest.approx(K, rel=0.05)
     looks.clear()
     sae.set_params(warm_start=True, nb_epochs=1).fit(data[0])
@@ -386,12 +387,14 @@ def test_without_silent_concepts_a_fit_is_that_without_a_start(make, data):
     assert make(nb_epochs=2, topk_start=13).fit(data[0]).topk_steps_ == 13
 
 
-@pytest.mark.parametrize("make", BUILDERS)
-@pytest.mark.parametrize("share", [0.1, 0.11])
-def test_a_tenth_may_be_silent(make, share, data, monkeypatch):
-    looks = silent_from(0, monkeypatch, share)
-    sae = make(nb_epochs=12).fit(data[0])
-    assert (sae.topk_steps_ > 0) == (share > 0.1)
+@pytest.mark.parametrize(
+    ("make", "most"), [(batchtopk, 0.04), (matryoshka, 0.04), (jumprelu, 0.2)]
+)
+def test_a_few_may_be_silent(make, most, data, monkeypatch):
+    for share in (most, most + 0.01):
+        looks = silent(monkeypatch, share)
+        sae = make(nb_epochs=12).fit(data[0])
+        assert looks and (sae.topk_steps_ > 0) == (share > most)
     looks.clear()
     sae = make(nb_epochs=12, topk_start=0).fit(data[0])
     assert looks == [] and sae.topk_steps_ == 0
@@ -409,13 +412,13 @@ def test_silence_counts_in_firings_of_the_average_concept():
 
 
 def test_where_no_number_of_codes_is_known_none_is_kept(data, monkeypatch):
-    looks = silent_from(0, monkeypatch)
+    looks = silent(monkeypatch)
     sae = jumprelu(nb_epochs=2).set_params(target_l0=None).fit(data[0])
     assert looks == [] and sae.topk_steps_ == 0
 
 
 def test_early_stopping_goes_on_where_samples_keep_their_own_codes(data, monkeypatch):
-    silent_from(0, monkeypatch)
+    silent(monkeypatch)
     sae = batchtopk(nb_epochs=60, early_stopping=2, lr=0.05, scheduler_class=None).fit(data[0])
     assert sae.topk_steps_ > 0 and len(sae.history_) < 60
 

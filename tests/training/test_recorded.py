@@ -32,7 +32,7 @@ def graphs(monkeypatch):
     def capture(work, device):
         weights = [p.detach().clone() for p in net.module_.parameters()]
         state = {p: {k: v.clone() for k, v in s.items()} for p, s in net.optimizer_.state.items()}
-        counts = net.module_.samples_since_fired.clone()
+        buffers = {name: value.clone() for name, value in net.module_.named_buffers()}
         record = list(records[0].records.values())[-1]
         results = work()
         # What is recorded is not done.
@@ -42,7 +42,8 @@ def graphs(monkeypatch):
             for parameter, values in state.items():
                 for name, value in values.items():
                     net.optimizer_.state[parameter][name].copy_(value)
-            net.module_.samples_since_fired.copy_(counts)
+            for name, value in net.module_.named_buffers():
+                value.copy_(buffers[name])
         entry = {"n": 0}
         recorded.append(entry)
 

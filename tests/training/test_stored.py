@@ -52,6 +52,7 @@ VARIANTS = {
     "batchtopk": (BatchTopKSAE, {"top_k": 6}),
     "jumprelu": (JumpReLUSAE, {"target_l0": 6}),
     "jumprelu narrow": (JumpReLUSAE, {"target_l0": 6, "bandwidth": 0.05}),
+    "jumprelu dead": (JumpReLUSAE, {"target_l0": 6, "dead_after": 60}),
     "triangular": (JumpReLUSAE, {"kernel": "triangular", "bandwidth": 0.2}),
     "cosine": (JumpReLUSAE, {"kernel": "cosine", "bandwidth": 0.2}),
     "vanilla": (VanillaSAE, {}),
