@@ -42,7 +42,8 @@ class BatchTopKSAE(BaseSAE):
         on, unless after a fifth of the fit (in `partial_fit` after 400 steps) more than 4 % of
         the concepts are silent for so long that the average one fires 1,000 times: then
         the weights start anew, and each sample keeps its own codes from there on, and in fits
-        that go on from this one with "auto". ``early_stopping`` waits until that is decided. See the Notes for when it helps and when it harms.
+        that go on from this one with "auto". ``early_stopping`` waits until that is decided.
+        See the Notes for when it helps and when it harms.
     **shared
         The parameters of `BaseSAE`.
 

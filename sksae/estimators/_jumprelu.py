@@ -103,8 +103,8 @@ class JumpReLUSAE(BaseSAE):
     whose gradient does not change. The auxiliary loss teaches a dead concept what the others
     leave over, and that is smaller than their thresholds, while no other gradient reaches it.
     Without, 37 % of the concepts were dead after a fit to a million rows of
-    `sksae.datasets.make_synth_bench` (``target_l0=4``, one seed), with F1 of 0.53; with it none, and
-    0.85. Conerly et al. (2025), "Dictionary learning optimization techniques", Transformer
+    `sksae.datasets.make_synth_bench` (``target_l0=4``, one seed), with F1 of 0.53; with it none,
+    and 0.85. Conerly et al. (2025), "Dictionary learning optimization techniques", Transformer
     Circuits Thread, have a penalty of dead concepts for the same reason.
 
     What a ``topk_start`` does depends on the data. Of the 400 features of

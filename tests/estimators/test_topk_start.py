@@ -387,9 +387,7 @@ def test_without_silent_concepts_a_fit_is_that_without_a_start(make, data):
     assert make(nb_epochs=2, topk_start=13).fit(data[0]).topk_steps_ == 13
 
 
-@pytest.mark.parametrize(
-    ("make", "most"), [(batchtopk, 0.04), (matryoshka, 0.04), (jumprelu, 0.2)]
-)
+@pytest.mark.parametrize(("make", "most"), [(batchtopk, 0.04), (matryoshka, 0.04), (jumprelu, 0.2)])
 def test_a_few_may_be_silent(make, most, data, monkeypatch):
     for share in (most, most + 0.01):
         looks = silent(monkeypatch, share)
