@@ -54,7 +54,7 @@ class MatryoshkaSAE(BatchTopKSAE):
     topk_start : "auto", float or int, default="auto"
         As in `BatchTopKSAE`. Both effects in its Notes are smaller here: with 0.8, 66 % of the
         planted features in 50 dimensions were found instead of 10 %, and F1 fell from 0.89 to
-        0.86 in the other suite; "auto" found 82 % in the one and changed nothing in the other.
+        0.86 in the other suite; "auto" found 81 % in the one and changed nothing in the other.
     sort_at : float or int, default=0.25
         After that share of the steps of the fit (an int: after that many steps) the concepts are
         put once into descending order of how often they are active, so that the prefixes hold
@@ -77,6 +77,16 @@ class MatryoshkaSAE(BatchTopKSAE):
     --------
     BatchTopKSAE : The same without prefixes.
     BaseSAE : The shared parameters, fitted attributes and methods.
+
+    Notes
+    -----
+    At the start which concepts lie in a prefix is chance, and a frequent one outside of it has
+    its work done a second time inside. With ``sort_at=0.25``, F1 and MCC in
+    `sksae.datasets.make_synth_bench` (200,000 rows, 256 concepts, means of two seeds) were 0.919
+    and 0.789 at ``top_k=4`` instead of 0.909 and 0.774, and 0.884 and 0.797 at 5 instead of 0.876
+    and 0.778. Explained variance of token activations (1,024 and 4,096 concepts) changed by less
+    than 0.001. Not too early: where concepts are still mixtures, general ones may lose
+    their place to them.
 
     References
     ----------
