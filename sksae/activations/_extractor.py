@@ -18,7 +18,7 @@ from ._cache import NoGroup, text_keys
 from ._cache_choice import check_cache, open_group
 from ._forward import Forward, device_of, position_limit
 from ._layers import find_layers
-from ._rows import Rows, rows_frame, with_rows
+from ._rows import Rows, labelled_texts, rows_frame, with_rows
 from ._run import Run, Setup, n_run, run_plan
 from ._sharing import SharesModel
 from ._texts import Texts, Tokens, check_texts, tokenize
@@ -281,7 +281,8 @@ class TransformerActivationExtractor(TransformerMixin, SharesModel):
         self._warn_if_truncated(result.n_tokens)
         start, end, special = result.spans.T
         text = np.repeat(np.arange(len(texts.texts)), result.n_rows)
-        rows = Rows(text, start, end, texts.texts, strings_of(special, tokenizer))
+        known = labelled_texts(texts.texts, X)
+        rows = Rows(text, start, end, known, strings_of(special, tokenizer))
         if output_container(self) == "pandas":
             return rows_frame(result.values, rows)
         return with_rows(result.values, rows)

@@ -6,7 +6,7 @@ from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .._sklearn import StrOptions, fit_context
-from ._rows import check_frame_output, resolve_groups, rows_of, with_rows
+from ._rows import check_frame_output, labels_of, resolve_groups, rows_of, with_rows
 
 
 class ConceptPooler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
@@ -100,7 +100,9 @@ class ConceptPooler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         container = check_frame_output(X, self)
         text, n_texts = resolve_groups(X, groups, type(self).__name__)
         pooled = pool_rows(self._validated(X, reset=False), text, n_texts, self.pooling)
-        return _text_frame(pooled) if container == "pandas" else pooled
+        if container != "pandas":
+            return pooled
+        return _text_frame(pooled, labels_of(rows_of(X)) if groups is None else None)
 
     def fit_transform(self, X, y=None, *, groups=None):
         """Fit, then pool the same rows.
@@ -239,7 +241,9 @@ def _runs(merged):
     return np.flatnonzero(first), np.concatenate([[0], np.cumsum(first)])[merged.indptr]
 
 
-def _text_frame(pooled):
+def _text_frame(pooled, labels):
+    """Index the texts as the Series that they came in, as scikit-learn's own frames are."""
     import pandas as pd
 
-    return pd.DataFrame(pooled, index=pd.RangeIndex(len(pooled), name="text"))
+    index = pd.RangeIndex(len(pooled), name="text") if labels is None else labels
+    return pd.DataFrame(pooled, index=index)

@@ -202,7 +202,12 @@ class Rows:
 
 
 class _Texts(tuple):
-    """An immutable list of texts that copies by reference, also deep ones."""
+    """An immutable list of texts that copies by reference, also deep ones.
+
+    ``labels`` is the index of the pandas Series that they came in, if they did.
+    """
+
+    labels: Any = None
 
     def __deepcopy__(self, memo):
         return self
@@ -598,7 +603,30 @@ def rows_of(X) -> Rows | None:
     if tuple(getattr(X.index, "names", ())) != FRAME_LEVELS:
         return None
     text, start, end = (X.index.get_level_values(name) for name in FRAME_LEVELS)
-    return Rows(text, start, end, X.attrs.get(_FRAME_TEXTS))
+    rows = Rows(text, start, end, X.attrs.get(_FRAME_TEXTS))
+    # Frames of different texts that were put together have no attrs left, and start anew.
+    return rows if _FRAME_TEXTS in X.attrs or _ascend(rows) else None
+
+
+def labelled_texts(texts: Sequence[str], X) -> Sequence[str]:
+    """Give texts that remember the index of the pandas Series ``X`` that they came in."""
+    if not (hasattr(X, "iloc") and hasattr(X, "index")):
+        return texts
+    labelled = _Texts(texts)
+    labelled.labels = X.index
+    return labelled
+
+
+def labels_of(rows: Rows | None):
+    """Give the index of the pandas Series that the texts of rows came in, or None."""
+    return None if rows is None or rows.texts is None else rows.texts.labels
+
+
+def _ascend(rows: Rows) -> bool:
+    """Tell whether rows are in the order in which one call gives them."""
+    same = rows.text[1:] == rows.text[:-1]
+    later = (rows.start[1:] >= rows.start[:-1]) & (rows.end[1:] >= rows.end[:-1])
+    return bool(((rows.text[1:] > rows.text[:-1]) | (same & later)).all())
 
 
 def rows_frame(X, rows: Rows):
@@ -612,8 +640,7 @@ def rows_frame(X, rows: Rows):
     index = pd.MultiIndex.from_arrays([rows.text, rows.start, rows.end], names=FRAME_LEVELS)
     is_frame = isinstance(X, pd.DataFrame)
     frame = X.set_axis(index) if is_frame else pd.DataFrame(np.asarray(X), index=index)
-    if rows.texts is not None:
-        frame.attrs[_FRAME_TEXTS] = rows.texts
+    frame.attrs[_FRAME_TEXTS] = rows.texts
     return frame
 
 
@@ -647,8 +674,19 @@ _ROW_PARAMETERS = {
 }
 
 
-def _ways(parameter: str) -> str:
-    return WAYS_TO_ROWS.format(_ROW_PARAMETERS[parameter])
+def _ways(X, parameter: str) -> str:
+    given = _ROW_PARAMETERS[parameter]
+    if type(X).__module__.startswith("polars"):
+        return (
+            "A polars frame, which has no index, does not tell. Set set_output(transform='pandas') "
+            f"or 'default' on the steps before it, or pass {given}."
+        )
+    if hasattr(X, "iloc") and tuple(getattr(X.index, "names", ())) == FRAME_LEVELS:
+        return (
+            "Its frame is of several calls, whose texts have the same numbers. Transform all texts "
+            f"in one call, or pass {given}."
+        )
+    return WAYS_TO_ROWS.format(given)
 
 
 def resolve_groups(X, groups: Sequence[int] | np.ndarray | None, name: str):
@@ -662,13 +700,15 @@ def resolve_groups(X, groups: Sequence[int] | np.ndarray | None, name: str):
     if groups is None:
         rows = rows_of(X)
         if rows is None:
-            raise ValueError(f"{name} needs to know the text of each row. {_ways('groups')}")
+            raise ValueError(f"{name} needs to know the text of each row. {_ways(X, 'groups')}")
         return rows.groups, rows.n_texts
     groups = _per_row(groups, X, "groups", name)
     if groups.dtype.kind not in "iu" or (len(groups) and groups.min() < 0):
+        lowest = f" from {groups.min()}" if groups.dtype.kind in "biuf" and len(groups) else ""
         raise ValueError(
             f"The 'groups' of {name} must be the index of each row's text, integers from 0 on. "
-            f"Got {groups.dtype} values{f' from {groups.min()}' if len(groups) else ''} instead."
+            f"Got {groups.dtype} values{lowest} instead. For names of documents pass "
+            "pandas.factorize(groups)[0]."
         )
     return groups.astype(np.int64), int(groups.max()) + 1 if len(groups) else 0
 
@@ -685,7 +725,7 @@ def resolve_units(X, units: Sequence[str] | np.ndarray | None, name: str) -> np.
         return _per_row(units, X, "units", name, dtype=object)
     rows = rows_of(X)
     if rows is None:
-        raise ValueError(f"{name} needs to know the string of each row. {_ways('units')}")
+        raise ValueError(f"{name} needs to know the string of each row. {_ways(X, 'units')}")
     return rows.units
 
 

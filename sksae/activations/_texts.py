@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 # Texts handed to the tokenizer at once: its Python lists are short-lived, the arrays stay.
 _CHUNK = 2048
 
@@ -93,6 +94,12 @@ def _entries(X: Any, name: str) -> list:
 
 def _text(entry: Any, where: str, name: str) -> str:
     if isinstance(entry, str):
+        if not entry.isascii() and _LONE_SURROGATE.search(entry):
+            raise ValueError(
+                f"{name} got half a character: {where} holds a lone surrogate, as a cut emoji or "
+                "errors='surrogateescape' leave it. Replace it: "
+                "text.encode('utf-8', 'replace').decode('utf-8')."
+            )
         return str(entry)
     missing = type(entry).__name__ in {"NoneType", "NAType", "NaTType"}
     if missing or (isinstance(entry, float) and entry != entry):

@@ -10,6 +10,7 @@ from abc import ABCMeta, abstractmethod
 
 import numpy as np
 import torch
+from scipy import sparse
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
@@ -522,12 +523,17 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
                 f"{type(self).__name__} gives sparse codes, which {container} output does not "
                 "take. Set sparse_output=False, or set_output(transform='default')."
             )
-        codes = self._encode_rows(check_input(self, X, reset=False))
+        # Texts without any token have no rows, and no codes.
+        least = 1 if rows is None else 0
+        codes = self._encode_rows(check_input(self, X, reset=False, min_samples=least))
         if container == "pandas" and rows is not None:
             return rows_frame(codes, rows)
         return with_rows(codes, rows)
 
     def _encode_rows(self, X):
+        if not X.shape[0]:
+            codes = np.empty((0, self._n_features_out), dtype=X.dtype)
+            return sparse.csr_matrix(codes) if self.sparse_output else codes
         coder, data = self._coder(X)
         if self.sparse_output:
             out = CSRBuilder(self._n_features_out)

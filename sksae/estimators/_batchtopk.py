@@ -39,11 +39,11 @@ class BatchTopKSAE(BaseSAE):
         own ``top_k`` largest codes, as in `TopKSAE`, and only then do samples share them. With
         1.0 they never do in training, and the threshold alone is that of a batch.
         ``early_stopping`` waits for the end. "auto" has samples share codes from the first step
-        on, unless after a fifth of the fit (in `partial_fit` after 400 steps) more than 4 % of
-        the concepts are silent for so long that the average one fires 1,000 times: then
-        the weights start anew, and each sample keeps its own codes from there on, and in fits
-        that go on from this one with "auto". ``early_stopping`` waits until that is decided.
-        See the Notes for when it helps and when it harms.
+        on, unless too many concepts are silent for so long that the average one fires 1,000
+        times: more than 4 % after a fifth of the fit (in `partial_fit` after 400 steps), or
+        40 % at any step before. Then the weights start anew, and each sample keeps its own codes
+        from there on, and in fits that go on from this one with "auto". ``early_stopping`` waits
+        until that is decided. See the Notes for when it helps and when it harms.
     **shared
         The parameters of `BaseSAE`.
 

@@ -68,8 +68,9 @@ class JumpReLUSAE(BaseSAE):
         largest codes, rounded to a number from 1 on, as in `TopKSAE`. There is no penalty
         meanwhile, and no threshold learns; then all start from the one that keeps
         ``target_l0`` codes on average. With 1.0 they stay there, equal for all concepts.
-        "auto" is 0, unless concepts fall silent, more than a fifth of them, as in
-        `BatchTopKSAE`. See the Notes for when that helps and when it harms.
+        "auto" is 0, unless concepts fall silent, as in `BatchTopKSAE`: more than a fifth of them
+        after a fifth of the fit, or half of them before. See the Notes for when that helps and
+        when it harms.
     relative_start : float or int, default=0.0
         Over that share of the steps of the fit, counted in the same way, the norm of a sample
         comes to count: a step sees samples whose distance from the decoder bias is divided by
@@ -99,13 +100,14 @@ class JumpReLUSAE(BaseSAE):
     Notes
     -----
     While a concept is dead (see ``dead_after``), and there is an auxiliary loss, the logarithm of
-    its threshold falls at each step by the learning rate, which is what Adam does to a number
-    whose gradient does not change. The auxiliary loss teaches a dead concept what the others
-    leave over, and that is smaller than their thresholds, while no other gradient reaches it.
-    Without, 37 % of the concepts were dead after a fit to a million rows of
-    `sksae.datasets.make_synth_bench` (``target_l0=4``, one seed), with F1 of 0.53; with it none,
-    and 0.85. Conerly et al. (2025), "Dictionary learning optimization techniques", Transformer
-    Circuits Thread, have a penalty of dead concepts for the same reason.
+    its threshold falls at each step by the learning rate, at most 0.01 and down to a hundredth of
+    where it started, which is what Adam does to a number whose gradient does not change. The
+    auxiliary loss teaches a dead concept what the others leave over, and that is smaller than
+    their thresholds, while no other gradient reaches it. Without, 37 % of the concepts were dead
+    after a fit to a million rows of `sksae.datasets.make_synth_bench` (``target_l0=4``, one
+    seed), with F1 of 0.53; with it none, and 0.85. Conerly et al. (2025), "Dictionary learning
+    optimization techniques", Transformer Circuits Thread, have a penalty of dead concepts for
+    the same reason.
 
     What a ``topk_start`` does depends on the data. Of the 400 features of
     `sksae.datasets.make_korznikov` in 50 dimensions, alike in frequency and independent, 2 to

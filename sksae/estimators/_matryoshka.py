@@ -58,9 +58,12 @@ class MatryoshkaSAE(BatchTopKSAE):
     sort_at : float or int, default=0.25
         After that share of the steps of the fit (an int: after that many steps) the concepts are
         put once into descending order of how often they are active, so that the prefixes hold
-        those that are, and not those that happened to start there. 0 leaves them where they
-        are, as in the paper; so do `partial_fit` and fits that go on, whose concepts have their
-        numbers, and a custom ``encoder_module``. See the Notes.
+        those that are, and not those that happened to start there. Where training begins anew,
+        see ``topk_start``, it is that share of the steps that are left. ``early_stopping`` waits
+        for it. 0, and the end of the fit or later, leave them where they are, as in the paper;
+        so do `partial_fit` and fits that go on, whose concepts have their numbers, and a
+        custom ``encoder_module``. With an ``initializer`` in ``dictionary_params`` set 0 if
+        concepts are to keep its order. See the Notes.
     **shared
         The parameters of `BaseSAE`.
 

@@ -280,10 +280,18 @@ def _loop(estimator, length: Length) -> dict[str, Any]:
         "topk_start": 0 if start == "auto" else length.steps(start),
         "silence_watch": max(1, length.steps(SILENCE_WATCH)) if start == "auto" and n_codes else 0,
         "relative_start": length.steps(estimator.relative_start),
-        "sort_at": None if length.epochs is None else length.steps(estimator.sort_at) or None,
+        "sort_at": _sort_at(estimator, length),
         "l0_time": max(30, length.assumed_steps / 10),
         "backend": estimator.backend,
     }
+
+
+def _sort_at(estimator, length: Length) -> int | None:
+    """Give the number of steps after which concepts are sorted, if that is in the fit."""
+    if length.n_steps is None:
+        return None
+    step = length.steps(estimator.sort_at)
+    return step if 0 < step < length.n_steps else None
 
 
 def _callbacks(estimator, length: Length) -> list[Any]:

@@ -317,10 +317,13 @@ class TargetAssociation(SelectorMixin, BaseEstimator):
         sizes = np.bincount(target, minlength=len(self.classes_))
         least = 2 if self.task_ == "binary" else 1
         if sizes.min() < least or len(target) <= len(sizes):
-            counted = dict(zip(self.classes_.tolist(), sizes.tolist(), strict=True))
+            counted = dict(zip(self.classes_.tolist()[:10], sizes.tolist(), strict=False))
+            more = f" and {len(sizes) - 10} more" if len(sizes) > 10 else ""
+            numbers = np.issubdtype(self.classes_.dtype, np.number)
+            hint = " If y is a quantity, set task='continuous'." if numbers else ""
             raise ValueError(
                 f"{name} needs at least {least} sample(s) of each class, and more samples than "
-                f"classes{where}. Got {counted}."
+                f"classes{where}. Got {counted}{more}.{hint}"
             )
 
     def _corrected(self, pvalues, tested):

@@ -109,6 +109,7 @@ class TopKInputs(ConceptInterpreter):
         units = self._checked_units(X, units)
         codes = validate_data(self, X, accept_sparse="csr", dtype=[np.float64, np.float32])
         concepts = self._concepts()
+        active = np.asarray((codes > 0).sum(axis=0)).ravel()[concepts] > 0
         strings, row_ids = _number(units, self.fold_case)
         named = row_ids >= 0
         if not named.all():
@@ -118,10 +119,13 @@ class TopKInputs(ConceptInterpreter):
         if self.fold_case:
             shown = units[_first_rows(codes, concepts, row_ids, position, number, activation)]
         self.interpretations_ = _interpretations(concepts, position, shown, activation)
+        for concept in concepts[active].tolist():
+            if self.interpretations_[concept] is None:
+                self.interpretations_[concept] = {}
         return self
 
     def _name(self, interpretation):
-        return ", ".join(interpretation)
+        return ", ".join(interpretation) or "(no text)"
 
     def to_frame(self):
         """Give the interpretations as a table, one line per concept and unit.

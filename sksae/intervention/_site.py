@@ -19,6 +19,7 @@ from ..activations._forward import Forward, device_of
 from ..activations._texts import check_texts
 from ..activations._units import Sequence, cut, make_plan
 from ..estimators import BaseSAE
+from ..metrics._observed import flat_steps
 from ._hooks import replacing
 
 # Most codes held at once.
@@ -47,7 +48,7 @@ class Parts(NamedTuple):
                 f"{owner} expects a fitted Pipeline of an extractor and an SAE, or a fitted SAE. "
                 f"Got {type(pipe_or_sae).__name__} instead."
             )
-        steps = [(n, step) for n, step in pipe_or_sae.steps if step not in (None, "passthrough")]
+        steps = flat_steps(pipe_or_sae.steps)
         found = [i for i, (_, step) in enumerate(steps) if isinstance(step, BaseSAE)]
         if len(found) != 1:
             raise ValueError(

@@ -31,7 +31,7 @@ def split_at_sae(estimator, owner: str) -> tuple[list[Any], Any]:
     """
     from ..estimators import BaseSAE
 
-    steps = _flat([("", estimator)])
+    steps = flat_steps([("", estimator)])
     found = [i for i, (_, step) in enumerate(steps) if isinstance(step, BaseSAE)]
     if len(found) != 1:
         raise ValueError(
@@ -51,7 +51,7 @@ def split_at_model(estimator, owner: str) -> tuple[list[Any], Any]:
     """
     from ..estimators import BaseSAE
 
-    steps = [step for _, step in _flat([("", estimator)])]
+    steps = [step for _, step in flat_steps([("", estimator)])]
     found = [i for i, step in enumerate(steps) if is_decomposition(step)]
     if len(found) != 1 or any(isinstance(step, BaseSAE) for step in steps):
         return split_at_sae(estimator, owner)
@@ -120,13 +120,14 @@ class Observed:
         return dictionary_of(self.sae)
 
 
-def _flat(steps, prefix=""):
+def flat_steps(steps, prefix=""):
+    """Give the (name, step) of nested pipelines, those left out that are None or "passthrough"."""
     flat = []
     for name, step in steps:
         if step is None or (isinstance(step, str) and step == "passthrough"):
             continue
         if isinstance(step, Pipeline):
-            flat += _flat(step.steps, f"{prefix}{name}__" if name else "")
+            flat += flat_steps(step.steps, f"{prefix}{name}__" if name else "")
         else:
             flat.append((prefix + name, step))
     return flat

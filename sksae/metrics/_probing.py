@@ -125,6 +125,11 @@ def sparse_probing(
 
 def _pooled(estimator, X, y):
     """Give one row per text, as ndarray or CSR matrix."""
+    if estimator is not None and not hasattr(estimator, "transform"):
+        raise TypeError(
+            "estimator of sparse_probing must be a fitted SAE or pipeline, or None where the next "
+            f"argument holds codes or activations. Got {type(estimator).__name__} instead."
+        )
     Z = X if estimator is None else estimator.transform(X)
     if rows_of(Z) is not None:
         Z = ConceptPooler("mean").fit_transform(Z)

@@ -107,14 +107,14 @@ class SAEModule:
     # Whether it does so to the end, as too many concepts were silent; in how many steps it did.
     keeps_apart = False
     n_own_steps = 0
-    # Share of the concepts that may be silent before it is so.
-    most_silent = 1.0
+    # Shares of the concepts that may be silent before it is so: early in a fit, and at last.
+    most_silent = most_silent_at_last = 1.0
     # Power of their size by which rows are divided: where they share codes, see `row_sizes`, or
     # where they have codes above thresholds, themselves, see `start_rows`.
     relative: float | Tensor = 0.0
     has_start_rows = False
     # Whether it matters which concepts come first, and they can change places.
-    is_ordered = False
+    can_be_sorted = False
     # Whether a step, by its operations, depends on no values, so that it can be repeated as it
     # was; of a class alone, and not of its subclasses.
     repeats = False
@@ -381,7 +381,7 @@ class SAEModule:
         """Multiply thresholds that concepts learn by a factor, and nothing else of them."""
 
     def lower_dead_thresholds(self, step: float) -> None:
-        """Lower the logarithms of thresholds that dead concepts learnt by a step."""
+        """Lower, by a step, the logarithms of the dead concepts' own thresholds."""
 
     def finish(self, batches: Iterable[Tensor], weight: float = 1.0) -> None:
         """Estimate, on scaled batches, what encoding needs beside the trained weights.
@@ -447,7 +447,7 @@ class SAEModule:
         self.dead_concepts = (self.samples_since_fired >= dead_after).nonzero()[:, 0]
 
     def revived_parameters(self) -> list[nn.Parameter]:
-        """Give the parameters with a row per concept that `revive` writes to."""
+        """Give the parameters with a row per concept, which reviving and sorting write to."""
         linear = self.linear_encoder
         return [self.dictionary._weights, linear.weight, linear.bias]
 

@@ -47,7 +47,7 @@ class MatryoshkaModule(BatchTopKModule):
         self.register_buffer("group_begins", begins, persistent=False)
 
     @property
-    def is_ordered(self) -> bool:  # type: ignore[override]
+    def can_be_sorted(self) -> bool:  # type: ignore[override]
         """Whether concepts are in prefixes, and the encoder's rows can change places."""
         return len(self.prefixes) > 1 and self.has_linear_encoder
 

@@ -15,6 +15,8 @@ from ._jumprelu import REACH, jump_relu, step
 from ._overcomplete import overcomplete_sae
 
 _INITIAL_THRESHOLD = 0.5
+# Logarithm of where the threshold of a dead concept stops falling.
+_LOWEST_LOG = math.log(_INITIAL_THRESHOLD / 100)
 _SMALLEST_FACTOR = 1e-3
 # The same where a batch may have too few stored pre-codes to tell.
 _SMALLEST_OF_BATCH = 0.5
@@ -77,8 +79,8 @@ class BatchTopKModule(_Annealed, SAEModule, overcomplete_sae.BatchTopKSAE):
 
     repeats = True
     # After a fifth of the fit 7 to 60 % were silent where planted features were not found, and
-    # elsewhere at most 2 %.
-    most_silent = 0.04
+    # elsewhere at most 2 %; before that elsewhere up to 26 %.
+    most_silent, most_silent_at_last = 0.4, 0.04
     threshold_momentum: float
     running_threshold: Tensor
 
@@ -179,8 +181,8 @@ class JumpReLUModule(SAEModule, overcomplete_sae.JumpSAE):
 
     has_start_rows = True
     # After a fifth of the fit 30 % were silent where planted features were not found, and elsewhere
-    # at most 12 %, as the auxiliary loss takes longer here.
-    most_silent = 0.2
+    # at most 12 %, as the auxiliary loss takes longer here; before that 60 and 37 %.
+    most_silent, most_silent_at_last = 0.5, 0.2
     # On one H200 a fit at 4,096 concepts took 1.1 times as long where a third of its steps were on
     # stored codes, and one at 24,576 0.6 times as long where two thirds were.
     fewest_on_cuda = 16_384
@@ -304,13 +306,16 @@ class JumpReLUModule(SAEModule, overcomplete_sae.JumpSAE):
 
     @torch.no_grad()
     def lower_dead_thresholds(self, step: float) -> None:
-        """Lower the logarithms of the dead concepts' thresholds by a step.
+        """Lower the logarithms of the dead concepts' thresholds by a step, down to a floor.
 
-        The auxiliary loss teaches them what is missing from the reconstruction, which is smaller
-        than what the others left for a threshold, and no gradient reaches that.
+        The auxiliary loss teaches these concepts what is missing from the reconstruction, which
+        is smaller than the thresholds of the others, and no gradient reaches their own.
         """
-        if not self.per_sample:
-            self.thresholds[self.dead_concepts] -= step
+        if self.per_sample:
+            return
+        before = self.thresholds[self.dead_concepts]
+        lowered = (before - step).clamp(min=_LOWEST_LOG)
+        self.thresholds[self.dead_concepts] = torch.minimum(before, lowered)
 
     def scale_thresholds(self, factor: Tensor) -> None:
         """Multiply the thresholds, and the kernel's width with them, by a factor."""
@@ -318,7 +323,7 @@ class JumpReLUModule(SAEModule, overcomplete_sae.JumpSAE):
         self.bandwidth *= float(factor)
 
     def revived_parameters(self) -> list[torch.nn.Parameter]:
-        """Give the parameters with a row per concept that `revive` writes to."""
+        """Give the parameters with a row per concept."""
         return [*super().revived_parameters(), self.thresholds]
 
     @torch.no_grad()

@@ -25,6 +25,7 @@ from ._data import BatchIterator, RowBatches
 from ._order import sort_concepts
 from ._progress import ProgressBar
 from ._recorded import RecordedSteps
+from ._schedule import MAX_LR
 from ._sparsity import set_sparsity
 from ._stored import StoredSteps, TooManyStored, activity
 from ._totals import EpochTotals, not_finite
@@ -74,8 +75,8 @@ class SAENet(NeuralNet):
         Steps at the start in which each sample keeps its own largest codes, before all share
         them; penalties and the target for L0 wait until then.
     silence_watch : int
-        Steps after which too many silent concepts make the weights start anew, with each sample
-        keeping its own codes from then on, see `sksae.training._sparsity`.
+        Steps in and after which too many silent concepts make the weights start anew, with each
+        sample keeping its own codes from then on, see `sksae.training._sparsity`.
     relative_start : int
         Steps over which the norms of samples come to count where samples share codes or have
         codes above thresholds.
@@ -249,7 +250,7 @@ class SAENet(NeuralNet):
                 self.notify("on_batch_begin", batch=batch, training=training)
             if training:
                 set_sparsity(self, iterator.data)
-                if self.n_steps_ == self.sort_at and self.module_.is_ordered:
+                if self.n_steps_ == self.sort_at and self.module_.can_be_sorted:
                     sort_concepts(self, iterator.data)
             step = step_fn(batch)
             totals.add(step)
@@ -328,8 +329,10 @@ class SAENet(NeuralNet):
         if self.dead_after and (self.device == "cpu" or self.n_steps_ % _DEAD_EVERY == 0):
             self.module_.find_dead(self.dead_after)
         if self.criterion_.auxk_coefficient and len(self.module_.dead_concepts):
-            # What Adam would do to a number whose gradient never changes.
-            self.module_.lower_dead_thresholds(self.optimizer_.param_groups[0]["lr"])
+            # What Adam would do to a number whose gradient never changes; rates of other optimizers
+            # have other units.
+            rate = self.optimizer_.param_groups[0]["lr"]
+            self.module_.lower_dead_thresholds(min(rate, MAX_LR))
         if "l0_factor" in step:
             self.module_.multiply_thresholds(step["l0_factor"])
         if not self.module_.per_sample:
@@ -533,7 +536,7 @@ class SAENet(NeuralNet):
         super().__setstate__(state)
         if "generator_" in vars(self):
             generator = torch.Generator()
-            generator.set_state(torch.from_numpy(self.generator_))
+            generator.set_state(torch.from_numpy(self.generator_.copy()))
             vars(self)["generator_"] = generator
 
 

@@ -37,6 +37,7 @@ def sort_concepts(net, data: RowBatches) -> None:
 
 
 def moments(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> list[torch.Tensor]:
-    """Give what an optimizer keeps of each entry of a parameter."""
+    """Give what an optimizer keeps of each row of a parameter, or of each of its entries."""
     held = optimizer.state[parameter].values() if parameter in optimizer.state else ()
-    return [v for v in held if isinstance(v, torch.Tensor) and v.shape == parameter.shape]
+    tensors = (value for value in held if isinstance(value, torch.Tensor))
+    return [v for v in tensors if v.dim() == parameter.dim() and len(v) == len(parameter)]

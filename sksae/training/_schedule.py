@@ -15,12 +15,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 OPEN_STEPS = 2000
-# Share of a fit after which it is looked for silent concepts, see `sksae.training._sparsity`.
+# Share of a fit in which it is looked for silent concepts, see `sksae.training._sparsity`.
 SILENCE_WATCH = 0.2
 
 # Measured on token activations of a small encoder; see `auto_lr`.
 _LR, _WIDTH, _BATCH, _STEPS = 5e-3, 4096, 1024, 1500
-_MAX_LR = 1e-2
+MAX_LR = 1e-2
 _CONSTANT = 1 / 4
 _WARMUP_SHARE, _MAX_WARMUP = 0.05, 1000
 _AUXK, _MAX_AUXK, _AUXK_STEPS = 1 / 32, 1 / 8, 200
@@ -91,7 +91,7 @@ def auto_lr(nb_concepts: int, batch_size: int, n_steps: int | None) -> float:
     """
     steps = OPEN_STEPS if n_steps is None else n_steps
     rate = _LR * math.sqrt(_WIDTH / nb_concepts * batch_size / _BATCH) * (_STEPS / steps) ** 0.25
-    return min(_MAX_LR, rate) * (_CONSTANT if n_steps is None else 1)
+    return min(MAX_LR, rate) * (_CONSTANT if n_steps is None else 1)
 
 
 def auto_dead_after(length: Length) -> int:

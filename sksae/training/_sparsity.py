@@ -8,12 +8,12 @@ are then never found. Concepts that each sample chooses for itself stay in the g
 from __future__ import annotations
 
 from ._data import RowBatches, sample_batches
-from ._schedule import ramp
+from ._schedule import SILENCE_WATCH, ramp
 
 _K_START = 4
 _NEAR_TARGET = 0.1
-# How often the average concept fires while another one is silent.
-_FIRINGS = 1000
+# How often the average concept fires while another one is silent, and steps between two looks.
+_FIRINGS, _LOOK_EVERY = 1000, 16
 
 
 def set_sparsity(net, data: RowBatches) -> None:
@@ -21,8 +21,8 @@ def set_sparsity(net, data: RowBatches) -> None:
 
     While ``net.topk_start`` steps last, each sample keeps its own codes and no penalty counts,
     which then grows from nothing. When they end, thresholds start at what keeps as many codes
-    of a sample of the rows. Where too many concepts are silent after ``net.silence_watch``
-    steps, it is so to the end, from weights that are those of the start.
+    of a sample of the rows. Where too many concepts are silent in the first, or after all
+    ``net.silence_watch`` steps, it is so to the end, from weights that are those of the start.
     Over ``net.relative_start`` steps the size of a sample comes to count where samples share
     codes or have codes above thresholds.
 
@@ -52,20 +52,27 @@ def set_sparsity(net, data: RowBatches) -> None:
 
 
 def _watch(net) -> None:
-    """Begin anew, each sample with its own codes, if too many concepts are silent in the end.
+    """Begin anew, each sample with its own codes, if too many concepts are silent.
 
-    Those that took all codes before would be ahead of the others otherwise. Earlier in the fit
-    many may be silent that the auxiliary loss soon revives.
+    Those that took all codes before would be ahead of the others otherwise. More may be silent
+    before the end of the watch, as the auxiliary loss soon revives many.
     """
     module, step = net.module_, net.n_steps_
     if step == 0:
         net.start_ = {k: v.to("cpu", copy=True) for k, v in module.state_dict().items()}
-    if step < net.silence_watch:
+    is_last = step == net.silence_watch
+    if step % _LOOK_EVERY and not is_last:
         return
-    start, net.start_ = net.start_, None
-    if _silent_share(module) <= module.most_silent:
+    most = module.most_silent_at_last if is_last else module.most_silent
+    start, too_many = net.start_, _silent_share(module) > most
+    if too_many or is_last:
+        net.start_ = None
+    if not too_many:
         return
     module.keeps_apart = True
+    if net.sort_at is not None:  # after the same share of the steps that are left
+        left = 1 - SILENCE_WATCH * step / net.silence_watch
+        net.sort_at = step + max(1, round(net.sort_at * left))
     if start is not None:  # none, where a fit goes on or another optimizer took over
         module.load_state_dict(start)
         module.dead_concepts = module.dead_concepts[:0]
@@ -80,7 +87,7 @@ def _silent_share(module) -> float:
 
 
 def sparsity_is_settled(net) -> bool:
-    """Tell whether sparsity is at what it will be at the end of the fit.
+    """Tell whether sparsity, and the order of the concepts, are what they will be at the end.
 
     Parameters
     ----------
@@ -92,6 +99,8 @@ def sparsity_is_settled(net) -> bool:
     bool
     """
     module = net.module_
+    if net.sort_at is not None and module.can_be_sorted and net.n_steps_ <= net.sort_at:
+        return False
     if net.silence_watch and module.keeps_apart:
         return net.n_steps_ >= net.k_anneal
     start = net.relative_start if module.has_start_rows else 0

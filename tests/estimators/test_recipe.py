@@ -101,10 +101,12 @@ def test_auxk_revives_dead_concepts(cls, rows):
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("lr", ["auto", 0.5])
 @pytest.mark.parametrize("weight", [0.0, 1 / 32])
-def test_thresholds_of_dead_concepts_fall_by_the_rate(backend, weight, rows):
+def test_thresholds_of_dead_concepts_fall_by_the_rate(backend, lr, weight, rows):
     """Those of concepts that are dead all the while, to which no other gradient leads."""
     params = {"auxk_coefficient": weight, "backend": backend, "device": "cpu", "random_state": 0}
+    params |= {"optimizer_class": torch.optim.SGD, "lr": lr} if lr != "auto" else {}
     sae = JumpReLUSAE(300, dead_after=1, batch_size=250, target_l0=4, nb_epochs=1, **params)
     logs, rates, dead = [], [], []
 
@@ -115,13 +117,24 @@ def test_thresholds_of_dead_concepts_fall_by_the_rate(backend, weight, rows):
                 with torch.no_grad():
                     module.thresholds[:5] = 20.0
             logs.append(module.thresholds.detach()[:5].clone())
-            rates.append(net.optimizer_.param_groups[0]["lr"])
+            rates.append(min(net.optimizer_.param_groups[0]["lr"], 0.01))
             dead.append(set(module.dead_concepts.tolist()))
 
     sae.set_params(callbacks=[Kill()], sparsity_warmup=0).fit(rows)
     assert len(logs) > 5 and all(set(range(5)) <= listed for listed in dead[1:])
     for before, after, rate in zip(logs, logs[1:], rates, strict=False):
         torch.testing.assert_close(before - after, torch.full((5,), rate if weight else 0.0))
+
+
+def test_thresholds_of_dead_concepts_have_a_floor(rows):
+    module = JumpReLUSAE(64, target_l0=4, nb_epochs=1, random_state=0).fit(rows[:500]).module_
+    floor = np.log(0.5 / 100)
+    with torch.no_grad():
+        module.thresholds[:4] = torch.tensor([0.0, floor + 0.1, floor - 1, 0.0])
+    module.dead_concepts = torch.arange(3)
+    module.lower_dead_thresholds(0.3)
+    expected = [-0.3, floor, floor - 1, 0.0]
+    np.testing.assert_allclose(module.thresholds[:4].detach(), expected, rtol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:.*fired in none:sklearn.exceptions.ConvergenceWarning")
@@ -414,6 +427,8 @@ def test_early_stopping_restores_the_best_epoch(cls, rows):
     sae = cls(48, early_stopping=2, nb_epochs=30, batch_size=256, lr=1e-3, random_state=0)
     if "topk_start" in sae.get_params():
         sae.set_params(topk_start=0)  # "auto" is decided in the sixth epoch
+    if "sort_at" in sae.get_params():
+        sae.set_params(sort_at=0)  # after the seventh
     sae.set_params(callbacks=[Spoil()], validation_fraction=0.2, encoder_init_norm=1.0).fit(rows)
     scores = sae.history_[:, "explained_variance"]
     assert int(np.argmax(scores)) == 2

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sksae import MatryoshkaSAE
-from sksae.training import _net
+from sksae.training import _net, _sparsity
 
 M, N_ROWS = 96, 640
 
@@ -43,10 +43,19 @@ def frequencies(sae, rows):
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
-@pytest.mark.parametrize("dead_after", [100, 10_000])
-def test_nothing_but_the_order_changes(backend, dead_after, rows):
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"dead_after": 100},
+        {"dead_after": 10_000},
+        {"optimizer_class": torch.optim.Adafactor, "lr": 0.01},
+        {"optimizer_class": torch.optim.SGD, "lr": 0.1, "optimizer_params": {"momentum": 0.9}},
+    ],
+    ids=["AuxK", "Adam", "Adafactor", "SGD"],
+)
+def test_nothing_but_the_order_changes(backend, params, rows):
     """Dead concepts and moments go with the weights; a loss without weight has no effect."""
-    params = {"prefix_weights": [0, 1], "backend": backend, "dead_after": dead_after}
+    params = {"prefix_weights": [0, 1], "backend": backend} | params
     plain = matryoshka(sort_at=0, **params).fit(rows)
     renamed = matryoshka(sort_at=0.5, **params).fit(rows)
     for key in ("train_loss", "explained_variance", "l0", "dead_fraction"):
@@ -104,11 +113,30 @@ def test_a_custom_encoder_is_left_as_it_is(rows, sorted_at):
     assert sorted_at == [] and sae.n_steps_ == 100
 
 
-def test_another_optimizer_without_moments(rows):
-    params = {"optimizer_class": torch.optim.SGD, "lr": 0.1}
-    sae = matryoshka(**params).fit(rows)
-    assert np.isfinite(sae.components_).all()
-    assert frequencies(sae, rows)[:24].mean() > frequencies(sae, rows)[24:].mean()
+def test_early_stopping_waits_for_the_order(rows, sorted_at):
+    params = {"early_stopping": 1, "lr": 0.05, "scheduler_class": None, "nb_epochs": 40}
+    sae = matryoshka(sort_at=0.5, warm_start=True, **params).fit(rows)
+    assert sorted_at == [180] and sae.n_iter_ > 20
+    assert max(dict(sae.net_.callbacks_)["sksae_early_stopping"].best_epoch_, 20) > 20
+    never_sorted = matryoshka(sort_at=1.0, **params).fit(rows)
+    assert never_sorted.n_iter_ < 40  # nothing to wait for
+
+
+@pytest.mark.parametrize(
+    ("share", "first", "steps"),
+    [(0.25, 0, [40]), (0.25, 1, [16 + 21]), (0.1, 1, [10, 16 + 8]), (0.2, 99, [20])],
+)
+def test_sorted_again_where_training_begins_anew(share, first, steps, rows, sorted_at, monkeypatch):
+    """After the same share of the steps that are left, here after steps 20, or 16, of 100."""
+    looks = []
+
+    def silent_share(module):
+        looks.append(module)
+        return (0.5 if len(looks) > first else 0.0) if first else 0.3 * (len(looks) > 2)
+
+    monkeypatch.setattr(_sparsity, "_silent_share", silent_share)
+    matryoshka(sort_at=share).fit(rows)
+    assert sorted_at == steps
 
 
 @pytest.mark.parametrize("value", [True, -0.1, 1.5, "auto"])

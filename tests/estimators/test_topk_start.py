@@ -120,7 +120,7 @@ def test_own_codes_of_a_crosscoder_rank_by_their_norms():
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 @pytest.mark.parametrize("make", [batchtopk, jumprelu])
 def test_a_start_that_never_ends_is_topk_with_one_threshold(make, backend, data):
-    params = {"nb_epochs": 3, "backend": backend}
+    params = {"nb_epochs": 3, "backend": backend, "dead_after": 200}
     topk = TopKSAE(M, top_k=K, **SHARED, **params).fit(data[0])
     sae = make(topk_start=1.0, **params).fit(data[0])
     np.testing.assert_array_equal(sae.components_, topk.components_)
@@ -351,13 +351,13 @@ def test_a_pickle_made_while_it_is_watched_goes_on_alike(make, data, monkeypatch
     np.testing.assert_array_equal(twin.components_, sae.components_)
 
 
-def silent(monkeypatch, share=0.5):
-    """Have a share of the concepts be silent; give the list of the modules looked at."""
+def silent(monkeypatch, share=0.3, first=0):
+    """Have a share of the concepts be silent from a look on; give the modules looked at."""
     looks = []
 
     def silent_share(module):
         looks.append(module)
-        return share
+        return share if len(looks) > first else 0.0
 
     monkeypatch.setattr(_sparsity, "_silent_share", silent_share)
     return looks
@@ -367,7 +367,7 @@ def silent(monkeypatch, share=0.5):
 def test_silent_concepts_make_each_sample_keep_its_own_codes(make, data, monkeypatch):
     looks = silent(monkeypatch)
     sae = watched(make(nb_epochs=12)).fit(data[0])
-    assert len(looks) == 1
+    assert len(looks) == 3  # at steps 0, 16, and 24, a fifth of all
     assert watch_of(sae).own == [False] * 24 + [True] * 96
     assert set(watch_of(sae).warmup[24:]) == {0}
     assert sae.topk_steps_ == 96
@@ -387,12 +387,15 @@ def test_without_silent_concepts_a_fit_is_that_without_a_start(make, data):
     assert make(nb_epochs=2, topk_start=13).fit(data[0]).topk_steps_ == 13
 
 
-@pytest.mark.parametrize(("make", "most"), [(batchtopk, 0.04), (matryoshka, 0.04), (jumprelu, 0.2)])
-def test_a_few_may_be_silent(make, most, data, monkeypatch):
-    for share in (most, most + 0.01):
-        looks = silent(monkeypatch, share)
+@pytest.mark.parametrize(
+    ("make", "early", "late"),
+    [(batchtopk, 0.4, 0.04), (matryoshka, 0.4, 0.04), (jumprelu, 0.5, 0.2)],
+)
+def test_how_many_may_be_silent(make, early, late, data, monkeypatch):
+    for share, n_own in ((late, 0), (late + 0.01, 96), (early, 96), (early + 0.01, 104)):
+        looks = silent(monkeypatch, share, first=1)  # at steps 16 and 24
         sae = make(nb_epochs=12).fit(data[0])
-        assert looks and (sae.topk_steps_ > 0) == (share > most)
+        assert sae.topk_steps_ == n_own and sae.net_.start_ is None
     looks.clear()
     sae = make(nb_epochs=12, topk_start=0).fit(data[0])
     assert looks == [] and sae.topk_steps_ == 0
