@@ -46,7 +46,8 @@ class OneStandardError:
 
     With a callable ``refit``, scikit-learn sets ``best_index_``, ``best_params_`` and
     ``best_estimator_`` by the rule, and does not set ``best_score_``: read
-    ``cv_results_["mean_test_score"][best_index_]``.
+    ``cv_results_["mean_test_score"][best_index_]``. With several metrics the search's own
+    ``score`` does not know which one to give: call ``best_estimator_.score``.
 
     References
     ----------
