@@ -41,9 +41,10 @@ class BatchTopKSAE(BaseSAE):
         ``early_stopping`` waits for the end. "auto" has samples share codes from the first step
         on, unless too many concepts are silent for so long that the average one fires 1,000
         times: more than 4 % after a fifth of the fit (in `partial_fit` after 400 steps), or a
-        fifth (of `MatryoshkaSAE` two fifths) at one of the looks before. Then the weights start anew, and each sample keeps its own codes
-        from there on, and in fits that go on from this one with "auto". ``early_stopping`` waits
-        until that is decided. See the Notes for when it helps and when it harms.
+        fifth (of `MatryoshkaSAE` two fifths) at one of the looks before. Then the weights start
+        anew, and each sample keeps its own codes from there on, and in fits that go on from this
+        one with "auto". ``early_stopping`` waits until that is decided. See the Notes for when it
+        helps and when it harms.
     **shared
         The parameters of `BaseSAE`.
 
@@ -65,11 +66,11 @@ class BatchTopKSAE(BaseSAE):
     that are ahead. Where features are many, alike in frequency and independent, the others fall
     silent and never learn: of the 400 features of `sksae.datasets.make_korznikov` in 50 dimensions
     44 % were found with ``relative_start=0`` (at a cosine of 0.8, 8 active, 120,000 rows, 20
-    epochs, one seed), 77 % by default, and 99 % with ``topk_start=0.8``; F1 of the codes was 0.24,
-    0.39 and 0.54. Of 3,200 features in 100 dimensions (20 active, 2 million rows, 20 epochs, one
-    seed) none were found with ``topk_start=0``, 71 % by default, where training began anew after
-    9 % of the steps, 86 % with 0.8 and 89 % with 1.0; explained variance fell from
-    0.67 to 0.50 by default, and to 0.63 with 0.8. Where some features are far more frequent
+    epochs, one seed), 77 % without a ``topk_start``, and 99 % with 0.8 or, in twice the rows, by
+    default; F1 of the codes was 0.24, 0.39 and 0.54. Of 3,200 features in 100 dimensions (20
+    active, 2 million rows, 20 epochs, one seed) none were found with ``topk_start=0``, 50 % by
+    default, 86 % with 0.8 and 89 % with 1.0; explained variance fell from
+    0.67 to 0.48 by default, and to 0.63 with 0.8. Where some features are far more frequent
     than others or imply each other, both starts cost something: F1 in
     `sksae.datasets.make_synth_bench` (60,000 rows, ``top_k=4``, one seed) was 0.69 with
     neither, 0.64 by default, as hardly any concept is silent there, and 0.56 with
