@@ -94,7 +94,8 @@ class ConceptPooler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         Returns
         -------
         X_pooled : ndarray or CSR matrix of shape (n_texts, n_features)
-            One row per text.
+            One row per text. Under ``set_output(transform="pandas")`` a frame with the index of
+            the Series that the texts came in, or else their numbers.
         """
         check_is_fitted(self)
         container = check_frame_output(X, self)

@@ -98,7 +98,8 @@ class ConceptInterpreter(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
         Returns
         -------
         feature_names_out : ndarray of str objects
-            "{index}: {name}"; "{index}: (dead)" for a dead concept; "{index}" for a
+            "{index}: {name}"; "{index}: (dead)" for a dead concept, or with `TopKInputs`
+            "{index}: (no text)" for one on blank units alone; "{index}" for a
             column that was not interpreted.
         """
         check_is_fitted(self)

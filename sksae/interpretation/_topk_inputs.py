@@ -36,7 +36,8 @@ class TopKInputs(ConceptInterpreter):
     ----------
     interpretations_ : dict of int to dict of str to float, or to None
         The units of each interpreted concept with their activations, largest first. None
-        for a dead concept, one that has no unit to show.
+        for a dead concept; empty for one that is active on blank units alone, such as line
+        breaks.
     n_features_in_ : int
         Number of columns (concepts) seen in fit.
     feature_names_in_ : ndarray of shape (n_features_in_,)
