@@ -705,10 +705,11 @@ def resolve_groups(X, groups: Sequence[int] | np.ndarray | None, name: str):
     groups = _per_row(groups, X, "groups", name)
     if groups.dtype.kind not in "iu" or (len(groups) and groups.min() < 0):
         lowest = f" from {groups.min()}" if groups.dtype.kind in "biuf" and len(groups) else ""
+        names = groups.dtype.kind in "UOS"
+        hint = " For names of documents pass pandas.factorize(groups)[0]." if names else ""
         raise ValueError(
             f"The 'groups' of {name} must be the index of each row's text, integers from 0 on. "
-            f"Got {groups.dtype} values{lowest} instead. For names of documents pass "
-            "pandas.factorize(groups)[0]."
+            f"Got {groups.dtype} values{lowest} instead.{hint}"
         )
     return groups.astype(np.int64), int(groups.max()) + 1 if len(groups) else 0
 

@@ -45,7 +45,7 @@ def by_loops(values, units, k, key=str):
             if value == 0:
                 break
             listed[unit] = value
-        found[concept] = listed or None
+        found[concept] = listed or ({} if (values[:, concept] > 0).any() else None)
     return found
 
 
@@ -151,8 +151,8 @@ def test_negative_activations_are_listed_only_where_no_unit_is_at_zero():
 
 def test_units_without_a_readable_string_are_left_out():
     found = TopKInputs().fit(VALUES, units=["sea", "", " \n", "rock"]).interpretations_
-    assert same(found, {0: {"sea": 1, "rock": 0.5}, 1: None, 2: None})
-    assert TopKInputs().fit(VALUES, units=[""] * 4).interpretations_ == dict.fromkeys(range(3))
+    assert same(found, {0: {"sea": 1, "rock": 0.5}, 1: None, 2: {}})
+    assert TopKInputs().fit(VALUES, units=[""] * 4).interpretations_ == {0: {}, 1: None, 2: {}}
 
 
 @pytest.mark.parametrize("kind", ["dense", "csr"])
