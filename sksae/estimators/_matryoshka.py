@@ -61,9 +61,9 @@ class MatryoshkaSAE(BatchTopKSAE):
         those that are, and not those that happened to start there. Where training begins anew,
         see ``topk_start``, it is that share of the steps that are left. ``early_stopping`` waits
         for it. 0, and the end of the fit or later, leave them where they are, as in the paper;
-        so do `partial_fit` and fits that go on, whose concepts have their numbers, and a
-        custom ``encoder_module``. With an ``initializer`` in ``dictionary_params`` set 0 if
-        concepts are to keep its order. See the Notes.
+        so do `partial_fit` and fits that go on, whose concepts have their numbers, one
+        prefix alone, and a custom ``encoder_module``. With an ``initializer`` in
+        ``dictionary_params`` set 0 if concepts are to keep its order. See the Notes.
     **shared
         The parameters of `BaseSAE`.
 
