@@ -54,7 +54,7 @@ class MatryoshkaSAE(BatchTopKSAE):
     topk_start : "auto", float or int, default="auto"
         As in `BatchTopKSAE`. Both effects in its Notes are smaller here: with 0.8, 66 % of the
         planted features in 50 dimensions were found instead of 10 %, and F1 fell from 0.89 to
-        0.86 in the other suite; "auto" found 81 % in the one and changed nothing in the other.
+        0.86 in the other suite; "auto" found 80 % in the one and changed nothing in the other.
     sort_at : float or int, default=0.25
         After that share of the steps of the fit (an int: after that many steps) the concepts are
         put once into descending order of how often they are active, so that the prefixes hold

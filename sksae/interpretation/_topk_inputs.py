@@ -110,17 +110,18 @@ class TopKInputs(ConceptInterpreter):
         units = self._checked_units(X, units)
         codes = validate_data(self, X, accept_sparse="csr", dtype=[np.float64, np.float32])
         concepts = self._concepts()
-        active = np.asarray((codes > 0).sum(axis=0)).ravel()[concepts] > 0
         strings, row_ids = _number(units, self.fold_case)
         named = row_ids >= 0
+        on_blanks = np.zeros(codes.shape[1], dtype=bool)
         if not named.all():
+            on_blanks = np.asarray((codes[~named] > 0).sum(axis=0)).ravel() > 0
             codes, row_ids, units = codes[named], row_ids[named], units[named]
         position, number, activation = _top_units(codes, concepts, row_ids, len(strings), self.k)
         shown = np.asarray(strings, dtype=object)[number]
         if self.fold_case:
             shown = units[_first_rows(codes, concepts, row_ids, position, number, activation)]
         self.interpretations_ = _interpretations(concepts, position, shown, activation)
-        for concept in concepts[active].tolist():
+        for concept in concepts[on_blanks[concepts]].tolist():
             if self.interpretations_[concept] is None:
                 self.interpretations_[concept] = {}
         return self
