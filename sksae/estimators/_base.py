@@ -118,8 +118,8 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
     max_nan_fallbacks : int, default=5
         With ``use_amp``: a batch whose loss is not finite is recomputed in full
         precision; after this many of them the rest of the epoch runs in full precision.
-        Of no use, and not asked, in steps on stored codes: the range of bfloat16 is that
-        of full precision.
+        Of no use, and not asked, in steps on stored codes and on CUDA devices in bfloat16,
+        whose range is that of full precision.
     monitoring : int or None, default=None
         Write loss, L0 and learning rate into ``history_`` every that many steps.
     verbose : int, default=0
@@ -635,9 +635,12 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         module, given = self.module_.eval(), x.to(bias.device, bias.dtype)
         # NaN goes on into the codes, and half precision is computed in as it is.
         plain = torch.is_grad_enabled() or given.dtype not in (torch.float32, torch.float64)
-        if plain or not torch.isfinite(given.sum()):
+        finite = plain or torch.isfinite(given.sum())
+        if plain or (given.device.type == "cpu" and not finite):
             return module.encode(given)[1].to(x.device)
-        return Coder(module, self.backend).encode_dense(given).to(x.device)
+        codes = Coder(module, self.backend).encode_dense(given)
+        # Other devices are asked at last, as they stand still from a question to what comes next.
+        return (codes if finite else module.encode(given)[1]).to(x.device)
 
     def decode(self, z):
         """Decode a tensor of codes, with gradients.

@@ -34,6 +34,8 @@ class _Encode(torch.autograd.Function):
             codes, values = _size_back(*select(resized), bias, sizes)
         ctx.save_for_backward(c, weight)
         ctx.codes, ctx.gradients = codes, gradients
+        # Of the weights that the product had, which a step that goes by rows writes anew.
+        ctx.rounded = None if gradients is None else workspace.copy_of(weight)
         return values.to(weight.dtype), codes
 
     @staticmethod
@@ -45,7 +47,10 @@ class _Encode(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             on_weight = _summed(ctx, "encoder", slopes, c)
         on_bias = weight.new_zeros(len(weight)).index_add_(0, ctx.codes.columns, slopes)
-        on_center = -(on_bias @ weight) if ctx.needs_input_grad[1] else None
+        on_center = None
+        if ctx.needs_input_grad[1]:
+            table = weight if ctx.rounded is None else ctx.rounded
+            on_center = -(on_bias.to(table.dtype) @ table).to(on_bias.dtype)
         return None, on_center, on_weight, on_bias, *[None] * 4
 
 
@@ -54,7 +59,8 @@ def _centered(u, center, workspace, gradients):
     if gradients is None:
         return u - center
     gradients.workspace = workspace
-    return torch.sub(u, center, out=u.new_empty(u.shape, dtype=workspace.memory.dtype))
+    gradients.centered = _ops.subtract(u, center, workspace.memory.dtype)
+    return gradients.centered
 
 
 def _size_back(codes, values, bias, sizes):
@@ -91,6 +97,8 @@ class _Reconstruct(torch.autograd.Function):
         table = dictionary if gradients is None else gradients.rounded(dictionary)
         given = codes, values, table, bias, target
         x_hat, error, slopes, squares = _ops.reconstruct(*given)
+        if gradients is not None:
+            gradients.error = error, squares
         ctx.save_for_backward(values, dictionary, error, slopes)
         ctx.codes, ctx.gradients = codes, gradients
         ctx.mark_non_differentiable(x_hat)

@@ -64,7 +64,7 @@ class SparseCodes:
             if (found := by_concept(self)) is not None:
                 return found
         concepts, order = self.sorted_concepts
-        each = torch.arange(self.n_concepts + 1, dtype=torch.int32, device=concepts.device)
+        each = torch.arange(self.n_concepts + 1, device=concepts.device).to(concepts.dtype)
         starts = torch.searchsorted(concepts, each, out_int32=True)
         if self.per_row is not None:
             return starts, (order // self.per_row).int(), order
@@ -79,7 +79,9 @@ class SparseCodes:
         columns = self.columns
         if self.kept is not None:
             columns = torch.where(self.kept, columns, self.n_concepts)
-        return columns.sort(stable=True)
+        # Devices sort by some bits at a time, so that few are sorted faster.
+        few = self.n_concepts <= torch.iinfo(torch.int16).max
+        return (columns.short() if few else columns).sort(stable=True)
 
     def split_at(self, begins: Tensor) -> SparseCodes:
         """Give the same entries with a row for every row and group of concepts.

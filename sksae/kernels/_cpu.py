@@ -26,6 +26,7 @@ __all__ = [
     "reconstruct",
     "remove_parallel_",
     "scale_rows",
+    "subtract",
     "sum_rows",
     "top_k",
     "unit_rows_",
@@ -273,6 +274,22 @@ def scale_rows(x: Tensor, scale: Tensor, center: Tensor, limit: Tensor) -> Tenso
     given = (arrays[0], numbers[0], arrays[1], numbers[1], out.numpy())
     split(lambda a, b: step_loops().scale_rows(*given, a, b), len(x), 1)
     return out
+
+
+def subtract(x: Tensor, center: Tensor, dtype: torch.dtype) -> Tensor:
+    """Give ``x - center`` in a precision.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n, d)
+    center : Tensor of shape (d,)
+    dtype : torch.dtype
+
+    Returns
+    -------
+    Tensor of shape (n, d)
+    """
+    return _gathers.subtract(x, center, dtype)
 
 
 def remove_parallel_(gradient: Tensor, dictionary: Tensor) -> None:

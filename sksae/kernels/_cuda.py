@@ -30,6 +30,7 @@ __all__ = [
     "reconstruct",
     "remove_parallel_",
     "scale_rows",
+    "subtract",
     "sum_rows",
     "top_k",
     "unit_rows_",
@@ -187,6 +188,11 @@ def _for_rows(d: int) -> ModuleType:
 def scale_rows(x: Tensor, scale: Tensor, center: Tensor, limit: Tensor) -> Tensor:
     """Divide rows by a scale and move far ones onto a limit; see `_cpu.scale_rows`."""
     return _for_rows(x.shape[1]).scale_rows(x, scale, center, limit)
+
+
+def subtract(x: Tensor, center: Tensor, dtype: torch.dtype) -> Tensor:
+    """Give ``x - center`` in a precision; see `_cpu.subtract`."""
+    return (compiled() or _gathers).subtract(x, center, dtype)
 
 
 def reconstruct(

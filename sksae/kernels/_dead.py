@@ -42,6 +42,7 @@ def dead_loss(
     x_hat: Tensor,
     k: int,
     leak: float,
+    known: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Tell how badly dead concepts explain what a reconstruction leaves of a target.
 
@@ -58,6 +59,8 @@ def dead_loss(
         Dead concepts used for each sample, if there are as many.
     leak : float
         Slope of the codes where pre-codes are not positive.
+    known : tuple of Tensor of shape (n, d) and (), optional
+        ``x_hat - target`` and the sum of its squares, where they have been computed.
 
     Returns
     -------
@@ -66,7 +69,7 @@ def dead_loss(
         of the residual divided by that of the residual; 0 where the residual is.
     """
     sums = _way(c.device, k, len(dictionary))
-    return _DeadLoss.apply(sums, c, *encoder, dictionary, target, x_hat, k, leak)
+    return _DeadLoss.apply(sums, c, *encoder, dictionary, target, x_hat, k, leak, known)
 
 
 def _way(device: torch.device, k: int, n_dead: int) -> Callable[..., list[Tensor]]:
@@ -78,10 +81,11 @@ def _way(device: torch.device, k: int, n_dead: int) -> Callable[..., list[Tensor
 
 class _DeadLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, sums, c, weight, bias, dictionary, target, x_hat, k, leak):
+    def forward(ctx, sums, c, weight, bias, dictionary, target, x_hat, k, leak, known):
         parameters = [t.detach() for t in (weight, bias, dictionary)]
         wanted = ctx.needs_input_grad[2:5]
-        error, size, *gradients = sums((c, target, x_hat), parameters, k, leak, wanted)
+        rows = c, target, x_hat
+        error, size, *gradients = sums(rows, parameters, k, leak, wanted, known)
         tiny = torch.finfo(size.dtype).eps * target.numel()  # of rows of unit variance
         useful = size > tiny
         ctx.factor = torch.where(useful, 2 / size.clamp(min=tiny), 0)
@@ -92,10 +96,10 @@ class _DeadLoss(torch.autograd.Function):
     def backward(ctx, g):
         factor = g * ctx.factor
         pairs = zip(ctx.saved_tensors, ctx.needs_input_grad[2:5], strict=True)
-        return None, None, *(t * factor if wanted else None for t, wanted in pairs), *[None] * 4
+        return None, None, *(t * factor if wanted else None for t, wanted in pairs), *[None] * 5
 
 
-def _sums(rows, parameters, k: int, leak: float, wanted) -> list[Tensor]:
+def _sums(rows, parameters, k: int, leak: float, wanted, known=None) -> list[Tensor]:
     """Give the squares of r and e and, without 2 / |e|^2, the gradients."""
     parts = {}
 
@@ -108,24 +112,34 @@ def _sums(rows, parameters, k: int, leak: float, wanted) -> list[Tensor]:
     return [sum(each) for each in zip(*(parts[s] for s in sorted(parts)), strict=True)]
 
 
-def _sums_on_device(rows, parameters, k: int, leak: float, wanted) -> list[Tensor]:
+def _sums_on_device(rows, parameters, k: int, leak: float, wanted, known=None) -> list[Tensor]:
     """Give what `_sums` gives, all rows at once, in autocast's precision if there is one."""
     (c, target, x_hat), (weight, bias, dictionary) = rows, parameters
-    codes, slopes = _cuda.keep_dead(torch.addmm(bias, c, weight.T), k, leak)
-    residual = target - x_hat
-    off = codes @ dictionary - residual
-    by_codes = (off @ dictionary.T).mul_(slopes) if wanted[0] or wanted[1] else codes
-    none = residual.new_zeros(())
+    kind = c.device.type
+    precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else c.dtype
+    c, w, b, table = (t.to(precision) for t in (c, weight, bias, dictionary))
+    codes, slopes = _cuda.keep_dead(torch.addmm(b, c, w.T), k, leak)
+    error, size = (x_hat - target, None) if known is None else known
+    size = _sum_of_squares(error) if size is None else size
+    off = torch.addmm(error.to(precision), codes, table)
+    by_codes = (off @ table.T).mul_(slopes) if wanted[0] or wanted[1] else codes
+    none = size.new_zeros(())
     return [
-        off.square().sum(),
-        residual.square().sum(),
+        _sum_of_squares(off).to(size.dtype),
+        size,
         (by_codes.T @ c).to(weight.dtype) if wanted[0] else none,
         by_codes.sum(dim=0, dtype=bias.dtype) if wanted[1] else none,
         (codes.T @ off).to(dictionary.dtype) if wanted[2] else none,
     ]
 
 
-def _sums_of_stored(rows, parameters, k: int, leak: float, wanted) -> list[Tensor]:
+def _sum_of_squares(t: Tensor) -> Tensor:
+    """Give one number, added up in float32 at least, with one pass over the entries."""
+    wide = torch.promote_types(t.dtype, torch.float32)
+    return torch.linalg.vector_norm(t, dtype=wide).square()
+
+
+def _sums_of_stored(rows, parameters, k: int, leak: float, wanted, known=None) -> list[Tensor]:
     """Give what `_sums` gives, from the k codes of each row alone."""
     (c, target, x_hat), (weight, bias, dictionary) = rows, parameters
     norms = [torch.linalg.vector_norm(t, dim=1).max() for t in (c, weight)]

@@ -84,6 +84,11 @@ def scale_rows(x: Tensor, scale: Tensor, center: Tensor, limit: Tensor) -> Tenso
     return torch.where(distance > limit, center + centered * (limit / distance), u)
 
 
+def subtract(x: Tensor, center: Tensor, dtype: torch.dtype) -> Tensor:
+    """Give ``x - center`` in a precision; see `_cpu.subtract`."""
+    return torch.sub(x, center, out=x.new_empty(x.shape, dtype=dtype))
+
+
 def remove_parallel_(gradient: Tensor, dictionary: Tensor) -> None:
     """Take out of each row of a gradient its part along a dictionary row of unit norm."""
     along = torch.linalg.vecdot(gradient, dictionary)

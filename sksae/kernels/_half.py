@@ -124,14 +124,15 @@ class HalfScreened:
         n_missed = unsure.sum() - unsure.index_select(0, again).sum()
         if self.workspace.n_missed is not None:
             self.workspace.n_missed += n_missed
-        elif bool(n_missed > 0):
-            self.workspace.pause = _PAUSE
-            return None
-        self.workspace.n_screened += 1
         pre = torch.addmm(self.bias, self.c.index_select(0, again), self.weight.T)
         codes, anew = top_k(pre, k)
         columns.index_copy_(0, again, codes.columns.view(n_again, k))
         values = values.relu().index_copy_(0, again, anew.view(n_again, k)).flatten()
+        # Whoever waits for the device has told it before all that there is to do.
+        if self.workspace.n_missed is None and bool(n_missed > 0):
+            self.workspace.pause = _PAUSE
+            return None
+        self.workspace.n_screened += 1
         indptr = torch.arange(n + 1, dtype=torch.int32, device=self.device) * k
         return SparseCodes(indptr, columns.flatten(), m, values > 0, k), values
 

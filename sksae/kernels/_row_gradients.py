@@ -44,7 +44,8 @@ class RowGradients:
     """What a backward pass leaves instead of gradients, by "encoder" and "dictionary".
 
     ``workspace`` is where pre-codes are computed. ``numbers``, as `adam_numbers` gives them, take
-    the place of the optimizer's.
+    the place of the optimizer's. The forward pass leaves ``centered``, what the encoder gets, and
+    ``error``, the reconstruction less the target and the sum of its squares.
     """
 
     sums: dict[str, Sums] = field(default_factory=dict)
@@ -52,6 +53,8 @@ class RowGradients:
     normalized: set[str] = field(default_factory=set)
     workspace: Workspace | None = None
     numbers: Tensor | None = None
+    centered: Tensor | None = None
+    error: tuple[Tensor, Tensor] | None = None
 
     def add(
         self, name: str, codes: SparseCodes, weights: Tensor, table: Tensor, tangent: bool
@@ -91,7 +94,9 @@ class RowGradients:
             elif (part := self._part(name)) is not None:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-                parameter.grad.index_add_(0, *part)
+                index, rows = part
+                # What stands for none has a gradient of 0.
+                parameter.grad.index_add_(0, index.clamp(max=len(parameter) - 1), rows)
         if optimizer.param_groups[0]["params"][0].device.type == "cuda":
             _steps_on_cuda(steps, optimizer, self.workspace, self.numbers)
         else:

@@ -152,6 +152,15 @@ def _scale_rows(x, scale, center, limit, out, d, FEATURES: tl.constexpr):
 
 
 @triton.jit
+def _subtract(x, center, out, n, d, SIZE: tl.constexpr):
+    """Subtract a row from some entries of rows."""
+    at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
+    inside = at < n
+    c = tl.load(x + at, mask=inside) - tl.load(center + at % d, mask=inside)
+    tl.store(out + at, c.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def _reconstruct(
     dictionary, starts, columns, values, bias, target, x_hat, error, slopes, squares, d,
     ENTRIES: tl.constexpr, FEATURES: tl.constexpr,
@@ -520,6 +529,14 @@ def scale_rows(x: Tensor, scale: Tensor, center: Tensor, limit: Tensor) -> Tenso
     out, constants = torch.empty_like(x), _whole_row(d, 16)
     del constants["ENTRIES"]
     _launch(_scale_rows, (n,), x, scale, center.contiguous(), limit, out, d, **constants)
+    return out
+
+
+def subtract(x: Tensor, center: Tensor, dtype: torch.dtype) -> Tensor:
+    """Give ``x - center`` in a precision, as `_cpu.subtract`."""
+    x, out = x.contiguous(), torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
+    n, grid = x.numel(), (triton.cdiv(x.numel(), _ROW),)
+    _launch(_subtract, grid, x, center.contiguous(), out, n, x.shape[1], SIZE=_ROW)
     return out
 
 

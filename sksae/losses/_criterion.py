@@ -126,7 +126,8 @@ class SAELoss(nn.Module):
     Attributes
     ----------
     warmup : float
-        Share of the penalties that counts at this step, from 0 to 1; at 0 they are not computed.
+        Share of the penalties that counts at this step, from 0 to 1; at 0 they are not computed. A
+        tensor stands for what is neither.
     """
 
     def __init__(
@@ -144,7 +145,18 @@ class SAELoss(nn.Module):
         self.auxk_coefficient, self.k_aux = auxk_coefficient, k_aux
         self.target_l0 = target_l0
         self.controller = TargetL0()
-        self.warmup = 1.0
+        self.warmup: float | Tensor = 1.0
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether the penalties have their full weight."""
+        return not isinstance(self.warmup, Tensor) and self.warmup == 1
+
+    @property
+    def repeats(self) -> bool:
+        """Whether what is computed is known, and does not depend on values."""
+        terms = {term for c, term in (*self.terms, *self.reconstruction_terms) if c}
+        return self.reconstruction in CRITERIA.values() and terms <= _STORED_TERMS.keys()
 
     def forward(
         self,
@@ -176,14 +188,65 @@ class SAELoss(nn.Module):
         Tensor
             One number.
         """
-        batch = (x, x_hat, pre_codes, codes, dictionary)
+        loss = self.of_codes(module, x, x_hat, pre_codes, codes, dictionary)
+        return loss + self.of_dead(module, x, x_hat, pre_codes, dictionary, inputs)
+
+    def of_codes(self, module, *batch: Tensor) -> Tensor:
+        """Give the loss of a batch without the auxiliary loss of dead concepts.
+
+        Parameters
+        ----------
+        module : SAEModule
+            The module being trained.
+        *batch : Tensor
+            The first five tensors that ``forward`` takes.
+
+        Returns
+        -------
+        Tensor
+            One number.
+        """
         penalties = [c * term(module, *batch) for c, term in self._penalties()]
         others = [c * term(module, *batch) for c, term in self.reconstruction_terms if c]
-        loss = self.reconstruction(*batch) + sum(others) + self._penalty(penalties)
-        if self.auxk_coefficient and len(module.dead_concepts):
-            rows = dictionary.index_select(0, module.dead_concepts)
-            loss = loss + self._auxk(module, x, x_hat, pre_codes, rows, inputs)
-        return loss
+        return self.reconstruction(*batch) + sum(others) + self._penalty(penalties)
+
+    def of_dead(
+        self,
+        module,
+        x: Tensor,
+        x_hat: Tensor,
+        pre_codes: Tensor | None,
+        dictionary: Tensor | None,
+        inputs: Tensor | None = None,
+    ) -> Tensor | float:
+        """Give the auxiliary loss of dead concepts, times its coefficient.
+
+        Parameters
+        ----------
+        module : SAEModule
+            The module being trained.
+        x, x_hat : Tensor of shape (n, n_features)
+            Target and reconstruction.
+        pre_codes : Tensor of shape (n, nb_concepts), optional
+            Needed where the module's encoder is not the linear one.
+        dictionary : Tensor of shape (nb_concepts, n_features), optional
+            The module's dictionary; needed where it has no ``dead_places``.
+        inputs : Tensor, optional
+            What the codes were made of, where that is not the target.
+
+        Returns
+        -------
+        Tensor or float
+            One number, 0 where no concept is dead.
+        """
+        if not (self.auxk_coefficient and len(module.dead_concepts)):
+            return 0.0
+        if module.dead_places is not None:
+            rows = module.dead_rows()
+            return self._stored_auxk(module, x, x_hat.detach(), None, rows, inputs)
+        assert dictionary is not None
+        rows = dictionary.index_select(0, module.dead_concepts)
+        return self._auxk(module, x, x_hat, pre_codes, rows, inputs)
 
     def sparse_obstacle(self) -> str | None:
         """Say what keeps `sparse` from giving what `forward` gives, if anything.
@@ -243,7 +306,8 @@ class SAELoss(nn.Module):
         return loss
 
     def _penalties(self) -> list[tuple[float, Term]]:
-        return [(c, term) for c, term in self.terms if c and self.warmup]
+        counts = isinstance(self.warmup, Tensor) or self.warmup > 0
+        return [(c, term) for c, term in self.terms if c and counts]
 
     def _penalty(self, penalties: list[Tensor]) -> Tensor | float:
         return self.warmup * self.scale() * sum(penalties) if penalties else 0.0
@@ -278,7 +342,9 @@ class SAELoss(nn.Module):
     def _stored_auxk(self, module, x, x_hat, pre_codes, rows, inputs) -> Tensor:
         """Give `_auxk` of a linear encoder."""
         c, *encoder = module.dead_encoder(x if inputs is None else inputs)
-        loss = dead_loss(c, tuple(encoder), rows, x, x_hat, self._k_aux(x), LEAK)
+        gradients = module.row_gradients
+        known = None if gradients is None else gradients.error
+        loss = dead_loss(c, tuple(encoder), rows, x, x_hat, self._k_aux(x), LEAK, known)
         return self.auxk_coefficient * loss
 
     def _k_aux(self, x: Tensor) -> int:

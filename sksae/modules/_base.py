@@ -115,16 +115,16 @@ class SAEModule:
     has_start_rows = False
     # Whether it matters which concepts come first, and they can change places.
     can_be_sorted = False
-    # Whether a step, by its operations, depends on no values, so that it can be repeated as it
-    # was; of a class alone, and not of its subclasses.
-    repeats = False
+    # Which steps, by their operations, depend on no values, so that they can be repeated as they
+    # were, those on "stored" or on "dense" codes; of a class alone, and not of its subclasses.
+    repeats: tuple[str, ...] = ()
     # The dead concepts, and numbers of none up to a length that seldom changes.
     dead_places: Tensor | None = None
     # Whether dense codes take little more than the encoder's product: then they are made as they
     # are, and on CUDA devices, where the number of stored ones has to be read, trained with.
     dense_is_fast = False
-    # Number of concepts from which stored codes are faster on CUDA devices.
-    fewest_on_cuda = 0
+    # Whether in training it has to be read how many codes are stored.
+    counts_codes = False
     # Set where a step of the optimizer goes by rows: instead of gradients of matrices.
     row_gradients: RowGradients | None = None
 
@@ -419,7 +419,8 @@ class SAEModule:
             none = self.dead_places == len(linear.weight)
             bias = linear.bias.index_select(0, self.dead_places.masked_fill(none, 0))
             bias = bias.masked_fill(none, -torch.inf)
-        return u - self.pre_bias.detach(), weight, bias
+        centered = None if self.row_gradients is None else self.row_gradients.centered
+        return u - self.pre_bias.detach() if centered is None else centered, weight, bias
 
     def row_parameters(self) -> dict[str, Tensor]:
         """Give the matrices with a row per concept, by the name that `RowGradients` knows."""
@@ -436,10 +437,9 @@ class SAEModule:
         dead = self.dead_concepts if self.dead_places is None else self.dead_places
         return self.row_gradients.take(name, parameter, dead)
 
-    @property
-    def repeatable(self) -> bool:
-        """Whether a training step can be repeated as it was, with other rows."""
-        return bool(vars(type(self)).get("repeats"))
+    def is_repeatable(self, kind: str) -> bool:
+        """Tell whether training steps on "stored" or "dense" codes can be repeated as they were."""
+        return kind in vars(type(self)).get("repeats", ())
 
     @torch.no_grad()
     def find_dead(self, dead_after: int) -> None:

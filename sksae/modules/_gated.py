@@ -27,7 +27,8 @@ class GatedModule(SAEModule, overcomplete_sae.SAE):
     An encoder of the caller's gives the gates, and ``W c`` above is what it gives.
     """
 
-    dense_is_fast = True
+    dense_is_fast = counts_codes = True
+    repeats = ("dense",)
 
     def __init__(self, n_features: int, nb_concepts: int, **params: Any) -> None:
         super().__init__(n_features, nb_concepts, **params)

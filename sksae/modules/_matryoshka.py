@@ -20,7 +20,7 @@ class MatryoshkaModule(BatchTopKModule):
     those of their losses, the last of them 1.
     """
 
-    repeats = True
+    repeats = ("stored", "dense")
     # Up to 26 % were where the others are found later.
     most_silent = 0.4
     group_begins: Tensor

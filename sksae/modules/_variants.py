@@ -34,7 +34,8 @@ class VanillaModule(SAEModule, overcomplete_sae.SAE):
     """ReLU codes: every positive pre-code is active."""
 
     # On one H200 steps on stored codes took 1.0 and 1.8 times as long at 4,096 and 24,576 concepts.
-    dense_is_fast = True
+    dense_is_fast = counts_codes = True
+    repeats = ("dense",)
 
     def select_stored(self, pre_codes: Tensor) -> tuple[SparseCodes, Tensor]:
         """Choose the positive pre-codes."""
@@ -57,7 +58,7 @@ class _Annealed:
 class TopKModule(_Annealed, SAEModule, overcomplete_sae.TopKSAE):
     """The ``top_k`` largest ReLU codes of each sample."""
 
-    repeats = True
+    repeats = ("stored", "dense")
 
     def sparsify(self, pre_codes: Tensor, relu_codes: Tensor) -> Tensor:
         """Keep the ``top_k`` largest codes of each row."""
@@ -77,7 +78,7 @@ class BatchTopKModule(_Annealed, SAEModule, overcomplete_sae.BatchTopKSAE):
     ``relative`` is positive, codes are ranked as if the rows' norms were nearer each other.
     """
 
-    repeats = True
+    repeats = ("stored", "dense")
     # After a fifth of the fit 7 % and more were silent where planted features were not found, and
     # elsewhere at most 2 %; before that elsewhere up to 13 %.
     most_silent, most_silent_at_last = 0.2, 0.04
@@ -183,9 +184,8 @@ class JumpReLUModule(SAEModule, overcomplete_sae.JumpSAE):
     # After a fifth of the fit 30 % were silent where planted features were not found, and elsewhere
     # at most 12 %, as the auxiliary loss takes longer here; before that 60 and 37 %.
     most_silent, most_silent_at_last = 0.5, 0.2
-    # On one H200 a fit at 4,096 concepts took 1.1 times as long where a third of its steps were on
-    # stored codes, and one at 24,576 0.6 times as long where two thirds were.
-    fewest_on_cuda = 16_384
+    counts_codes = True
+    repeats = ("dense",)
 
     thresholds: torch.nn.Parameter
     kernel: str
@@ -216,7 +216,8 @@ class JumpReLUModule(SAEModule, overcomplete_sae.JumpSAE):
     @torch.no_grad()
     def start_rows(self, u: Tensor) -> Tensor:
         """Divide the rows' differences from the bias by their sizes to the power ``relative``."""
-        if not self.relative or not self.training:
+        nothing = isinstance(self.relative, float) and not self.relative
+        if nothing or not self.training:
             return u
         c = u - self.pre_bias
         return self.pre_bias + c / _sizes(c, self.relative)[:, None]

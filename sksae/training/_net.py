@@ -22,12 +22,13 @@ from skorch.utils import TeeGenerator
 from ..kernels import RowGradients, own_threads, steps_by_rows
 from ..losses import check_loss
 from ._data import BatchIterator, RowBatches
+from ._dense import dense_step, l0_factor
 from ._order import sort_concepts
 from ._progress import ProgressBar
 from ._recorded import RecordedSteps
 from ._schedule import MAX_LR
 from ._sparsity import set_sparsity
-from ._stored import StoredSteps, TooManyStored, activity
+from ._stored import StoredSteps, TooManyStored
 from ._totals import EpochTotals, not_finite
 
 _DEAD_EVERY = 16
@@ -90,6 +91,8 @@ class SAENet(NeuralNet):
     **kwargs : object
         As in ``skorch.NeuralNet``.
     """
+
+    _recorded = None
 
     def __init__(
         self,
@@ -195,9 +198,8 @@ class SAENet(NeuralNet):
         looked_at = self.clip_grad is not None or self._overridden_by_callbacks(*hooks)
         scaled = self.optimizer_scaler_ is not None
         self._steps_by_rows = not (looked_at or scaled) and steps_by_rows(self.optimizer_)
-        stored = self._steps_by_rows and self.stored_steps_.obstacle is None
-        repeats = stored and _repeats_on(self._device())
-        self._recorded = RecordedSteps(self) if repeats else None
+        repeats = self._steps_by_rows and _repeats_on(self._device())
+        self._recorded = RecordedSteps(self, X.shape[0]) if repeats else None
         self._sum_squares = {}  # of the rows of each pass, which come again in each epoch
         self.notify("on_train_begin", X=X, y=None)
         try:
@@ -333,10 +335,6 @@ class SAENet(NeuralNet):
             # have other units.
             rate = self.optimizer_.param_groups[0]["lr"]
             self.module_.lower_dead_thresholds(min(rate, MAX_LR))
-        if "l0_factor" in step:
-            self.module_.multiply_thresholds(step["l0_factor"])
-        if not self.module_.per_sample:
-            self.criterion_.after_step(step["n_active"] / len(step["target"]), self.l0_time)
 
     def _plain_step(self, batch):
         """Step with gradients of all parameters."""
@@ -352,7 +350,7 @@ class SAENet(NeuralNet):
             self.optimizer_.step(closure)
         else:
             self._scaled_step(closure)
-        self._restore_and_count(done)
+        self._finish_step(done)
         return done
 
     def _step_by_rows(self, batch):
@@ -361,7 +359,8 @@ class SAENet(NeuralNet):
         done = None if self._recorded is None else self._recorded.step(x, y)
         if done is None:
             done = self.take_step(x, y)
-            if self._recorded is not None and "error" not in done:
+            may_be_stored = self.stored_steps_.obstacle is None
+            if self._recorded is not None and may_be_stored and "error" not in done:
                 self._recorded.interrupt()
         return done
 
@@ -390,12 +389,18 @@ class SAENet(NeuralNet):
             gradients.step(module.row_parameters(), self.optimizer_)
             if numbers is None:
                 self.optimizer_.step()  # with what has a gradient
-        self._restore_and_count(done)
+        self._finish_step(done)
         return done
 
-    def _restore_and_count(self, step):
-        self.module_.after_step()
-        self.module_.count_fired(step["fired"], len(step["target"]))
+    def _finish_step(self, step):
+        """Do what follows from each step, without reading the device."""
+        module = self.module_
+        module.after_step()
+        module.count_fired(step["fired"], len(step["target"]))
+        if "l0_factor" in step:
+            module.multiply_thresholds(step["l0_factor"])
+        if not module.per_sample:
+            self.criterion_.after_step(step["n_active"] / len(step["target"]), self.l0_time)
 
     def _scaled_step(self, closure):
         """Step with scaled gradients; if they overflow, again in full precision."""
@@ -423,7 +428,9 @@ class SAENet(NeuralNet):
         if step is None:
             half = self.amp_dtype is not None and not self._full_precision
             step = self._forward(u, target, self.amp_dtype if half else None)
-            if half and not torch.isfinite(step["loss"]):
+            # A device would stand still while it is asked; bfloat16 has the range of float32.
+            asked = u.device.type == "cpu" or self.amp_dtype is torch.float16
+            if half and asked and not torch.isfinite(step["loss"]):
                 step = self._forward(u, target, None)
                 self._count_nan_fallback()
             self._backward(step["loss"])
@@ -462,11 +469,11 @@ class SAENet(NeuralNet):
         # Without its cache, which is emptied where no other such block is around this one: in a
         # fit there is one, and rounded weights of earlier steps would be used.
         half = {"dtype": autocast_dtype, "enabled": autocast_dtype is not None}
+        compute = dense_step if self._recorded is None else self._recorded.dense_step
         with torch.autocast(u.device.type, **half, cache_enabled=False):
-            pre_codes, codes, u_hat, dictionary = self.module_.forward_scaled(u)
-            loss = self.criterion_(self.module_, target, u_hat, pre_codes, codes, dictionary, u)
-        step = {"loss": check_loss(loss), "y_pred": u_hat, "target": target}
-        return step | activity(codes) | self._l0_factor(pre_codes)
+            step, *given = compute(self.module_, self.criterion_, u, target)
+            auxk = self.criterion_.of_dead(self.module_, target, step["y_pred"], *given, u)
+        return step | {"loss": check_loss(step["loss"]) + auxk, "target": target}
 
     def _forward_stored(self, u, target):
         """Compute a step on stored codes; give None if this one is to run dense."""
@@ -486,15 +493,7 @@ class SAENet(NeuralNet):
             loss = self.criterion_.sparse(*given)
         active = {"n_active": codes.n_active(values), "fired": codes.fired(values)}
         step = {"loss": loss, "y_pred": u_hats[-1], "target": target, "error": error}
-        return step | active | self._l0_factor(pre_codes, codes)
-
-    def _l0_factor(self, pre_codes, codes=None):
-        """Give what thresholds are to be multiplied by while penalties lack their full weight."""
-        module = self.module_
-        if not module.training or module.per_sample or self.criterion_.warmup == 1:
-            return {}
-        factor = module.l0_factor(pre_codes.detach(), codes)
-        return {} if factor is None else {"l0_factor": factor}
+        return step | active | l0_factor(module, self.criterion_, pre_codes, codes)
 
     def _count_nan_fallback(self):
         self._nan_fallbacks += 1

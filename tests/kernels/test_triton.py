@@ -47,8 +47,10 @@ def kernels(t, half):
     yield "_products", f"rows:{t} dictionary:{t} starts:*i32 columns:*i32 out:{t} d:i32", BLOCKS, 4
     yield "_remove_parallel", f"gradient:{t} atoms:{t} d:i32", {"FEATURES": 1024}, 4
     entries = f"index:*i32 weights:{t}"
-    types = f"table:{half} concepts:*i32 {entries} out:{t} m:i32 d:i32"
-    yield "_block_sums", types, BLOCKS | {"BLOCK": 256}, 4
+    for concepts in ("*i16", "*i32"):
+        types = f"table:{half} concepts:{concepts} {entries} out:{t} m:i32 d:i32"
+        yield "_block_sums", types, BLOCKS | {"BLOCK": 256}, 4
+    yield "_subtract", f"x:{t} center:{t} out:{half} n:i32 d:i32", {"SIZE": 1024}, 4
     types = f"x:{t} scale:{t} center:{t} limit:{t} out:{t} d:i32"
     yield "_scale_rows", types, {"FEATURES": 1024}, 4
     types = f"dictionary:{half} starts:*i32 columns:*i32 values:{t} bias:{t} target:{t} "

@@ -4,14 +4,17 @@ Where a graph runs what it recorded, the stand-in calls what was recorded again,
 results where the first ones are.
 """
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 from skorch.callbacks import Callback
 
-from sksae import BatchTopKSAE, JumpReLUSAE, MatryoshkaSAE, TopKSAE
+from sksae import BatchTopKSAE, GatedSAE, JumpReLUSAE, MatryoshkaSAE, TopKSAE, VanillaSAE
 from sksae.datasets import make_activations
 from sksae.kernels import _dead
+from sksae.modules import VanillaModule
 from sksae.training import SAENet, _net, _recorded, _stored
 from sksae.training._recorded import RecordedSteps, _places
 
@@ -32,7 +35,8 @@ def graphs(monkeypatch):
     def capture(work, device):
         weights = [p.detach().clone() for p in net.module_.parameters()]
         state = {p: {k: v.clone() for k, v in s.items()} for p, s in net.optimizer_.state.items()}
-        buffers = {name: value.clone() for name, value in net.module_.named_buffers()}
+        held = [*net.module_.buffers(), *net.criterion_.buffers()]
+        buffers = [(value, value.clone()) for value in held]
         record = list(records[0].records.values())[-1]
         results = work()
         # What is recorded is not done.
@@ -42,8 +46,8 @@ def graphs(monkeypatch):
             for parameter, values in state.items():
                 for name, value in values.items():
                     net.optimizer_.state[parameter][name].copy_(value)
-            for name, value in net.module_.named_buffers():
-                value.copy_(buffers[name])
+            for value, before in buffers:
+                value.copy_(before)
         entry = {"n": 0}
         recorded.append(entry)
 
@@ -58,8 +62,8 @@ def graphs(monkeypatch):
     nets, records = [], []
 
     class Recorded(RecordedSteps):
-        def __init__(self, net):
-            super().__init__(net)
+        def __init__(self, net, n_rows):
+            super().__init__(net, n_rows)
             nets[:], records[:] = [net], [self]
 
     original = SAENet.take_step
@@ -117,6 +121,101 @@ def test_what_is_not_the_same_is_recorded_anew_or_not_at_all(X, graphs):
     assert sum(entry["n"] for entry in graphs) < 100  # k goes from 16 to 4
     graphs.clear()
     JumpReLUSAE(300, target_l0=4, nb_epochs=6, batch_size=64, backend="cpu", device="cpu").fit(X)
+    assert graphs == []  # on stored codes, whose number has to be read
+
+
+def fit_dense(cls, X, **params):
+    """Fit with dense codes, as there are too few concepts for stored ones."""
+    sparsity = "top_k" if "top_k" in cls().get_params() else "target_l0"
+    params = {"nb_epochs": 14, "batch_size": 64, "random_state": 0, sparsity: 4} | params
+    sae = cls(200, device="cpu", **params).fit(X)
+    assert sae.backend_.startswith("reference (plain torch on cpu")
+    return sae
+
+
+def same(one, other):
+    np.testing.assert_allclose(one.components_, other.components_, atol=1e-6)
+    for key in ("train_loss", "l0", "explained_variance", "dead_fraction"):
+        np.testing.assert_allclose(one.history_[:, key], other.history_[:, key], rtol=1e-7)
+    assert one.n_steps_ == other.n_steps_ and one.backend_ == other.backend_
+    assert one.module_.dead_places is None
+
+
+DENSE = [TopKSAE, BatchTopKSAE, MatryoshkaSAE, JumpReLUSAE, VanillaSAE, GatedSAE]
+
+
+@pytest.mark.parametrize("cls", DENSE)
+@pytest.mark.parametrize(
+    "params",
+    [{}, {"dead_after": 200}, {"criterion": "dead_neurons_reanimation"}, {"relative_start": 0.9}],
+    ids=lambda params: " ".join(params) or "defaults",
+)
+def test_steps_with_dense_codes_are_repeated(cls, params, X, graphs, monkeypatch):
+    """With a penalty that grows, thresholds that follow a target for L0, and dead concepts."""
+    if "relative_start" in params and "relative_start" not in cls().get_params():
+        pytest.skip("of variants whose rows share codes or have thresholds")
+    repeated = fit_dense(cls, X, **params)
+    n_repeated = sum(entry["n"] for entry in graphs)
+    assert n_repeated > (20 if "dead_after" in params else 100)
+    if "dead_after" in params:
+        assert max(repeated.history_[:, "dead_fraction"]) > 0
+    monkeypatch.setattr(_net, "_repeats_on", lambda device: False)
+    same(repeated, fit_dense(cls, X, **params))
+    assert sum(entry["n"] for entry in graphs) == n_repeated
+
+
+@pytest.mark.parametrize("cls", [JumpReLUSAE, VanillaSAE, GatedSAE])
+def test_what_is_computed_of_dense_codes_is_compiled_in_long_fits(cls, X, graphs, monkeypatch):
+    """The compiler is torch's, up to the code that it generates."""
+    monkeypatch.setattr(_recorded, "_FEWEST_COMPILED", 1000)
+    compiled = functools.cache(lambda: torch.compile(_recorded.compact_step, backend="aot_eager"))
+    monkeypatch.setattr(_recorded, "_compiled", compiled)
+    fast = fit_dense(cls, X)
+    assert "plain torch on cpu, compiled: 200 concepts are too few" in fast.backend_
+    assert sum(entry["n"] for entry in graphs) > 100
+    monkeypatch.setattr(_net, "_repeats_on", lambda device: False)
+    plain = fit_dense(cls, X)
+    assert "compiled" not in plain.backend_
+    np.testing.assert_allclose(fast.components_, plain.components_, atol=1e-6)
+
+
+def test_what_cannot_be_compiled_runs_in_plain_torch(X, graphs, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("no compiler\nmore")
+
+    monkeypatch.setattr(_recorded, "_FEWEST_COMPILED", 1000)
+    monkeypatch.setattr(_recorded, "_compiled", lambda: fail)
+    with pytest.warns(RuntimeWarning, match=r"not be compiled \(RuntimeError: no compiler\)"):
+        fast = fit_dense(VanillaSAE, X)
+    assert "compiled" not in fast.backend_ and sum(entry["n"] for entry in graphs) > 100
+    monkeypatch.setattr(_net, "_repeats_on", lambda device: False)
+    same(fast, fit_dense(VanillaSAE, X))
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"criterion": lambda x, x_hat, *others: (x - x_hat).square().mean()},
+        {"encoder_module": "mlp_ln_1"},
+        {"backend": "reference"},
+        {"clip_grad": 1.0},
+    ],
+    ids=lambda params: next(iter(params)),
+)
+def test_what_is_not_known_is_not_recorded(params, X, graphs):
+    VanillaSAE(200, nb_epochs=2, batch_size=64, device="cpu", **params).fit(X)
+    assert graphs == []
+
+
+def test_a_subclass_is_not_recorded(X, graphs):
+    class Module(VanillaModule):
+        pass
+
+    class Own(VanillaSAE):
+        def _module(self):
+            return Module, {}
+
+    Own(200, nb_epochs=2, batch_size=64, device="cpu").fit(X)
     assert graphs == []
 
 
@@ -124,7 +223,7 @@ def test_what_is_not_the_same_is_recorded_anew_or_not_at_all(X, graphs):
 def test_steps_in_plain_torch_are_not_recorded(params, X, graphs, monkeypatch):
     """Where too many codes are stored, which a batch tells when it is tried anew."""
     monkeypatch.setitem(_stored._LARGEST_SHARE, "cpu", 1 / 100)
-    monkeypatch.setattr(_stored, "_size_obstacle", lambda module, kind: None)
+    monkeypatch.setattr(_stored, "_size_obstacle", lambda *args: None)
     sae = TopKSAE(300, top_k=4, nb_epochs=6, batch_size=64, device="cpu", **params).fit(X)
     assert "144 of 144 steps in plain torch" in sae.backend_
     assert graphs == []

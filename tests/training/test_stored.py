@@ -172,8 +172,11 @@ def test_on_cuda_auto_asks_whether_the_number_of_codes_is_read(cls, fewest):
     module = cls(**sparsity).fit(np.eye(8, 3)).module_
     for m in (255, 256, 2**14 - 1, 2**14, 2**16):
         module.nb_concepts = m
-        assert (_size_obstacle(module, "cuda") is None) == (fewest is not None and m >= fewest)
-        assert (_size_obstacle(module, "cpu") is None) == (m >= 256)
+        large = fewest is not None and m >= fewest
+        assert (_size_obstacle(module, "cuda", rounds=False) is None) == large
+        half = large and cls is not JumpReLUSAE
+        assert (_size_obstacle(module, "cuda", rounds=True) is None) == half
+        assert (_size_obstacle(module, "cpu", rounds=False) is None) == (m >= 256)
 
 
 def test_auto_leaves_batches_with_many_codes_to_plain_torch(X):
