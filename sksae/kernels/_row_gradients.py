@@ -43,9 +43,10 @@ class Sums:
 class RowGradients:
     """What a backward pass leaves instead of gradients, by "encoder" and "dictionary".
 
-    ``workspace`` is where pre-codes are computed. ``numbers``, as `adam_numbers` gives them, take
-    the place of the optimizer's. The forward pass leaves ``centered``, what the encoder gets, and
-    ``error``, the reconstruction less the target and the sum of its squares.
+    ``workspace`` is where pre-codes are computed. ``numbers``, those of `adam_numbers` on the
+    device in float64, take the place of the optimizer's. The forward pass leaves ``centered``,
+    what the encoder gets, and ``error``, the reconstruction less the target and the sum of its
+    squares.
     """
 
     sums: dict[str, Sums] = field(default_factory=dict)
@@ -125,9 +126,14 @@ def steps_by_rows(optimizer: torch.optim.Optimizer) -> bool:
     return kernels is not None and max(widths, default=0) <= kernels.WIDEST_ROW
 
 
-def adam_numbers(group: dict[str, Any], device: torch.device) -> Tensor:
-    """Give learning rate, betas and eps of Adam on a device, in float64, without waiting for it."""
-    numbers = [float(group["lr"]), *(float(beta) for beta in group["betas"]), float(group["eps"])]
+def adam_numbers(group: dict[str, Any]) -> tuple[float, float, float, float]:
+    """Give learning rate, betas and eps of Adam."""
+    beta1, beta2 = group["betas"]
+    return float(group["lr"]), float(beta1), float(beta2), float(group["eps"])
+
+
+def _on_device(numbers: tuple[float, ...], device: torch.device) -> Tensor:
+    """Give numbers on a device, in float64, without waiting for it."""
     on_host = torch.tensor(numbers, dtype=torch.float64)
     return on_host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else on_host
 
@@ -154,7 +160,7 @@ def _steps_on_cuda(
     (group,) = optimizer.param_groups
     if numbers is None:
         (device,) = {parameter.device for parameter in group["params"]}
-        numbers = adam_numbers(group, device)
+        numbers = _on_device(adam_numbers(group), device)
     for parameter, sums, part in steps:
         copy = None if workspace is None else workspace.copy_of(parameter)
         _cuda.adam_rows_(parameter, sums, part, _state(parameter, optimizer), numbers, copy)
@@ -212,10 +218,9 @@ def _adam_rows(
     """
     (group,), state = optimizer.param_groups, _state(parameter, optimizer)
     number = parameter.detach().numpy().dtype.type
-    beta1, beta2 = (float(beta) for beta in group["betas"])
+    rate, beta1, beta2, eps = adam_numbers(group)
     n = float(state["step"])
-    rate = float(group["lr"]) / (1 - beta1**n)
-    numbers = (rate, beta1, beta2, float(group["eps"]), math.sqrt(1 - beta2**n))
+    numbers = (rate / (1 - beta1**n), beta1, beta2, eps, math.sqrt(1 - beta2**n))
     if part is None:
         part = torch.zeros(0, dtype=torch.int64), parameter.new_zeros(0, parameter.shape[1])
     if table is None:

@@ -6,6 +6,7 @@ import functools
 import math
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -247,12 +248,22 @@ class BatchIterator:
         Rows per batch.
     generator : torch.Generator, optional
         Draws the order of each pass. None keeps the order of the rows.
+    ahead : bool, default=False
+        Whether the order of the next pass is drawn, in a thread, while a pass goes on: a device
+        would stand still meanwhile.
     """
 
     def __init__(
-        self, data: RowBatches, batch_size: int, generator: torch.Generator | None = None
+        self,
+        data: RowBatches,
+        batch_size: int,
+        generator: torch.Generator | None = None,
+        ahead: bool = False,
     ) -> None:
         self.data, self.batch_size, self.generator = data, batch_size, generator
+        self.thread = ThreadPoolExecutor(1) if ahead else None
+        # Order and state of the generator after it, and the state before.
+        self.drawn: tuple[Future[tuple[Tensor, Tensor]], Tensor] | None = None
 
     def bounds(self) -> list[tuple[int, int]]:
         """Give the first row and the end of each batch."""
@@ -266,12 +277,31 @@ class BatchIterator:
         return len(self.bounds())
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = None
-        if self.generator is not None:
-            order = self.data.placed(torch.randperm(len(self.data), generator=self.generator))
+        order = None if self.generator is None else self.data.placed(self._order(self.generator))
         slices = (slice(start, end) for start, end in self.bounds())
         batches = (self.data.take_pair(s if order is None else order[s]) for s in slices)
         return copied_ahead(batches, self.data.device) if self.data.copies else batches
+
+    def _order(self, generator: torch.Generator) -> Tensor:
+        """Give an order of the rows, and let the next one be drawn."""
+        n = len(self.data)
+        if self.thread is None:
+            return torch.randperm(n, generator=generator)
+        # Unless somebody has drawn numbers since.
+        known = self.drawn is not None and torch.equal(self.drawn[1], generator.get_state())
+        if self.drawn is None or not known:
+            self.drawn = self.thread.submit(_draw, n, generator.get_state()), generator.get_state()
+        order, after = self.drawn[0].result()
+        generator.set_state(after)
+        self.drawn = self.thread.submit(_draw, n, after), after
+        return order
+
+
+def _draw(n: int, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Give an order of n rows, and the state after it of a generator in this state."""
+    generator = torch.Generator()
+    generator.set_state(state)
+    return torch.randperm(n, generator=generator), generator.get_state()
 
 
 def copied_ahead(

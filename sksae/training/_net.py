@@ -175,7 +175,8 @@ class SAENet(NeuralNet):
             if not hasattr(self, "generator_"):
                 self.generator_ = torch.Generator().manual_seed(self.seed)
             generator = self.generator_
-        return BatchIterator(dataset, self.batch_size, generator)
+        ahead = training and self._device().type != "cpu"
+        return BatchIterator(dataset, self.batch_size, generator, ahead)
 
     def _device(self):
         return next(self.module_.parameters()).device

@@ -73,6 +73,7 @@ class RecordedSteps:
 
     def __init__(self, net, n_rows: int) -> None:
         self.net, self.parameters = net, list(net.module_.parameters())
+        self.matrices = list(net.module_.row_parameters().values())
         self.dense_step = dense_step
         n_pre_codes = net.max_epochs * n_rows * net.module_.nb_concepts
         self.compiles = n_pre_codes >= _FEWEST_COMPILED
@@ -83,7 +84,8 @@ class RecordedSteps:
         zeros = torch.zeros(5, dtype=torch.float64, device=net._device())
         self.numbers, self.relative = zeros[:4], zeros[4]
         self.warmup = net.module_.decoder_bias.new_zeros(())
-        self.shares: tuple[float, ...] = (0, 0)
+        # What is written there.
+        self.values = (0.0,) * 6
         self.enabled = True
 
     def step(self, x: Tensor, y: Tensor) -> dict[str, Any] | None:
@@ -176,12 +178,12 @@ class RecordedSteps:
         self.inputs = torch.empty_like(x) if self.inputs is None else self.inputs
         self.inputs.copy_(x)
         (group,) = self.net.optimizer_.param_groups
-        self.numbers.copy_(adam_numbers(group, self.numbers.device))
-        shares = module.relative, self.net.criterion_.warmup
-        if shares != self.shares:
-            for tensor, share in zip((self.relative, self.warmup), shares, strict=True):
-                tensor.fill_(share)
-            self.shares = shares
+        values = (*adam_numbers(group), float(module.relative), float(self.net.criterion_.warmup))
+        tensors = (*self.numbers.unbind(), self.relative, self.warmup)
+        for tensor, value, before in zip(tensors, values, self.values, strict=True):
+            if value != before:
+                tensor.fill_(value)
+        self.values = values
         dead = module.dead_concepts
         if self.n_places and record.listed is not dead:
             if record.dead is None:
@@ -190,7 +192,7 @@ class RecordedSteps:
             record.listed = dead
         workspace = self.net.stored_steps_.workspace
         if workspace is not None:
-            workspace.refresh(module.row_parameters().values())
+            workspace.refresh(self.matrices)
 
     @contextlib.contextmanager
     def _inputs_read(self, record: _Record) -> Iterator[None]:

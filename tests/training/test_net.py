@@ -58,10 +58,10 @@ def topk(**params):
 # -- batches ------------------------------------------------------------------------------
 
 
-def batches(n, size, seed=None):
+def batches(n, size, seed=None, ahead=False):
     data = RowBatches(np.arange(n, dtype=np.float32)[:, None], torch.device("cpu"), torch.float32)
     generator = None if seed is None else torch.Generator().manual_seed(seed)
-    return BatchIterator(data, size, generator)
+    return BatchIterator(data, size, generator, ahead)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +79,21 @@ def test_shuffled_batches_hold_every_row_once_in_a_new_order_each_pass():
     first, second = ([int(v) for x, _ in iterator for v in x] for _ in range(2))
     assert sorted(first) == sorted(second) == list(range(50))
     assert first != second
+
+
+def test_orders_drawn_ahead_are_those_drawn_in_turn():
+    """Also where somebody else draws from the generator, and the generator is where it would be."""
+    orders, after = [], []
+    for ahead in (False, True):
+        iterator, seen = batches(50, 7, seed=0, ahead=ahead), []
+        for i in range(5):
+            seen.append([int(v) for x, _ in iterator for v in x])
+            after.append(iterator.generator.get_state())
+            if i == 2:
+                torch.rand(3, generator=iterator.generator)
+        orders.append(seen)
+    assert orders[0] == orders[1]
+    assert all(map(torch.equal, after[:5], after[5:]))
 
 
 def test_statistics_of_the_input(X):
