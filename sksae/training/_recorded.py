@@ -8,8 +8,8 @@ together.
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
+import types
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -74,9 +74,10 @@ class RecordedSteps:
     def __init__(self, net, n_rows: int) -> None:
         self.net, self.parameters = net, list(net.module_.parameters())
         self.matrices = list(net.module_.row_parameters().values())
-        self.dense_step = dense_step
+        self.dense_step: Callable[..., Any] = dense_step
         n_pre_codes = net.max_epochs * n_rows * net.module_.nb_concepts
         self.compiles = n_pre_codes >= _FEWEST_COMPILED
+        self.compact_step = _compiled() if self.compiles else dense_step
         self.key: tuple[Any, ...] | None = None
         self.n_same = self.n_places = 0
         self.records: dict[tuple[Any, ...], _Record] = {}
@@ -204,7 +205,7 @@ class RecordedSteps:
         if 0 < loss.warmup < 1:
             loss.warmup = self.warmup
         if self.dense_is_compiled:
-            self.dense_step = _compiled()
+            self.dense_step = self.compact_step
         try:
             yield
         finally:
@@ -244,9 +245,14 @@ class RecordedSteps:
             self.net.optimizer_.zero_grad(set_to_none=True)
 
 
-@functools.cache
 def _compiled() -> Callable[..., Any]:
-    return torch.compile(compact_step, dynamic=False)
+    """Give a compiled `compact_step` of one's own.
+
+    The compiler makes few variants of each piece of code before it gives up: those of other fits,
+    of other sizes, are not to count.
+    """
+    own = types.FunctionType(compact_step.__code__.replace(), compact_step.__globals__)
+    return torch.compile(own, dynamic=False)
 
 
 def _places(n_dead: int, before: int) -> int:

@@ -168,8 +168,8 @@ def test_steps_with_dense_codes_are_repeated(cls, params, X, graphs, monkeypatch
 def test_what_is_computed_of_dense_codes_is_compiled_in_long_fits(cls, X, graphs, monkeypatch):
     """The compiler is torch's, up to the code that it generates."""
     monkeypatch.setattr(_recorded, "_FEWEST_COMPILED", 1000)
-    compiled = functools.cache(lambda: torch.compile(_recorded.compact_step, backend="aot_eager"))
-    monkeypatch.setattr(_recorded, "_compiled", compiled)
+    compiler = functools.partial(torch.compile, backend="aot_eager")
+    monkeypatch.setattr(_recorded.torch, "compile", compiler)
     fast = fit_dense(cls, X)
     assert "plain torch on cpu, compiled: 200 concepts are too few" in fast.backend_
     assert sum(entry["n"] for entry in graphs) > 100
@@ -177,6 +177,18 @@ def test_what_is_computed_of_dense_codes_is_compiled_in_long_fits(cls, X, graphs
     plain = fit_dense(cls, X)
     assert "compiled" not in plain.backend_
     np.testing.assert_allclose(fast.components_, plain.components_, atol=1e-6)
+
+
+def test_each_fit_has_a_compiler_of_its_own(X, graphs, monkeypatch):
+    """It makes at most eight variants of one piece of code."""
+    monkeypatch.setattr(_recorded, "_FEWEST_COMPILED", 1000)
+    monkeypatch.setattr(
+        _recorded.torch, "compile", functools.partial(torch.compile, backend="eager")
+    )
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    for m in range(100, 110):
+        sae = VanillaSAE(m, nb_epochs=2, batch_size=64, device="cpu", random_state=0).fit(X)
+        assert "plain torch on cpu, compiled: " in sae.backend_
 
 
 def test_what_cannot_be_compiled_runs_in_plain_torch(X, graphs, monkeypatch):
