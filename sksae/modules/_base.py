@@ -48,6 +48,12 @@ class Dictionary(overcomplete_sae.DictionaryLayer):
         learns_scale = isinstance(self.multiplier, nn.Parameter)
         return self.normalization is self.NORMALIZATIONS["l2"] and not learns_scale
 
+    @property
+    def has_separate_rows(self) -> bool:
+        """Whether a row of the dictionary is known to depend on that row of the weights alone."""
+        names = ("l2", "l1", "identity")
+        return self.normalization in [self.NORMALIZATIONS[name] for name in names]
+
     @torch.no_grad()
     def project_(self) -> None:
         """Write the normalised rows into the weights."""

@@ -430,7 +430,7 @@ class SAENet(NeuralNet):
             half = self.amp_dtype is not None and not self._full_precision
             step = self._forward(u, target, self.amp_dtype if half else None)
             # A device would stand still while it is asked; bfloat16 has the range of float32.
-            asked = u.device.type == "cpu" or self.amp_dtype is torch.float16
+            asked = u.device.type != "cuda" or self.amp_dtype is torch.float16
             if half and asked and not torch.isfinite(step["loss"]):
                 step = self._forward(u, target, None)
                 self._count_nan_fallback()

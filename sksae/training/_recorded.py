@@ -28,18 +28,24 @@ _FEWEST_DEAD = 64
 # Pre-codes of all steps to come from which on it pays to compile what is computed of dense ones:
 # on one H100 that took 3 to 13 seconds and saved 0.05 to 0.1 ns of each.
 _FEWEST_COMPILED = 2e11
+# Numbers that modules compute with, apart from what is looked at by name.
+_HELD = ("target_l0", "bandwidth", "threshold_momentum", "prefix_weights")
 # What a step gives that is not needed before the next one.
 _NUMBERS = ("loss", "error", "n_active")
 _lock = threading.Lock()
 
 
-def _capture(work: Callable[[], Any], device: torch.device) -> tuple[Callable[[], None], Any]:
-    """Record what is done on a device; give what repeats it, and where it leaves results."""
+def _capture(
+    work: Callable[[], Any], device: torch.device, pool: Any
+) -> tuple[Callable[[], None], Any]:
+    """Record what is done on a device; give what repeats it, and where it leaves results.
+
+    Records that share a pool of memory may overwrite the results of each other.
+    """
     with torch.cuda.device(device):
         graph = torch.cuda.CUDAGraph()
-        # Other threads may go on.
-        stream = torch.cuda.Stream(device)
-        with _lock, torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        stream, others_go_on = torch.cuda.Stream(device), "thread_local"
+        with _lock, torch.cuda.graph(graph, pool, stream, capture_error_mode=others_go_on):
             results = work()
 
     def replay() -> None:
@@ -77,7 +83,9 @@ class RecordedSteps:
         self.dense_step: Callable[..., Any] = dense_step
         n_pre_codes = net.max_epochs * n_rows * net.module_.nb_concepts
         self.compiles = n_pre_codes >= _FEWEST_COMPILED
-        self.compact_step = _compiled() if self.compiles else dense_step
+        self.compact_step: Callable[..., Any] | None = None
+        # Results are read before another step is repeated.
+        self.pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
         self.key: tuple[Any, ...] | None = None
         self.n_same = self.n_places = 0
         self.records: dict[tuple[Any, ...], _Record] = {}
@@ -136,6 +144,9 @@ class RecordedSteps:
         k = module.k() if module.per_sample or hasattr(module, "top_k") else None
         sparsity = (k, module.relative > 0, module.per_sample, share)
         auxk = (self.n_places, loss.auxk_coefficient, loss.k_aux)
+        weights = [c for c, _ in (*loss.terms, *loss.reconstruction_terms)]
+        held = [getattr(module, name, None) for name in _HELD]
+        numbers = (*auxk, *weights, loss.target_l0, net.l0_time, *held)
         states = net.optimizer_.state
         tensors, workspace = [module.samples_since_fired], net.stored_steps_.workspace
         tensors += [] if workspace is None else [workspace.memory]
@@ -143,20 +154,24 @@ class RecordedSteps:
         for parameter in self.parameters:
             learns.append(parameter.requires_grad)
             tensors += [parameter, *states.get(parameter, {}).values()]
-        return (x.dtype, *sparsity, *auxk, *learns, *(t.data_ptr() for t in tensors))
+        return (x.dtype, *sparsity, *numbers, *learns, *(t.data_ptr() for t in tensors))
 
     def _is_repeatable(self) -> bool:
         """Tell whether a step can be repeated as far as its operations are known."""
         module, stored = self.net.module_, self.net.stored_steps_
         if stored.obstacle is None:
             return module.is_repeatable("stored") and stored.workspace is not None
-        known = module.has_linear_encoder and self.net.criterion_.repeats
-        return known and module.is_repeatable("dense") and stored.wanted != "reference"
+        if stored.wanted == "reference" or not module.is_repeatable("dense"):
+            return False
+        known = module.has_linear_encoder and module.dictionary.has_separate_rows
+        return known and self.net.criterion_.repeats
 
     def _take_first(self, record: _Record) -> dict[str, Any]:
         """Take a step as it will be recorded: what is compiled at a first use is then ready."""
         for compiles in (True, False):
             try:
+                if self.dense_is_compiled and self.compact_step is None:
+                    self.compact_step = _compiled()
                 with self._inputs_read(record):
                     done = self.net.take_step(self.inputs, self.inputs, self.numbers)
                 self.net.stored_steps_.compiled |= self.dense_is_compiled
@@ -204,7 +219,7 @@ class RecordedSteps:
             module.relative = self.relative
         if 0 < loss.warmup < 1:
             loss.warmup = self.warmup
-        if self.dense_is_compiled:
+        if self.dense_is_compiled and self.compact_step is not None:
             self.dense_step = self.compact_step
         try:
             yield
@@ -230,9 +245,10 @@ class RecordedSteps:
         n_steps = self.net.stored_steps_.n_steps
         try:
             with self._inputs_read(record):
-                record.replay, record.results = _capture(work, self.net._device())
+                record.replay, record.results = _capture(work, self.net._device(), self.pool)
         except RuntimeError as exc:
             self.enabled, self.records = False, {}
+            self.net.stored_steps_.compiled = False
             reason = str(exc).splitlines()[0]
             warnings.warn(
                 f"Training steps could not be recorded as a CUDA graph ({reason}); they are "

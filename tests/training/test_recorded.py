@@ -32,7 +32,7 @@ def graphs(monkeypatch):
     pytest.importorskip("numba")
     recorded = []
 
-    def capture(work, device):
+    def capture(work, device, pool):
         weights = [p.detach().clone() for p in net.module_.parameters()]
         state = {p: {k: v.clone() for k, v in s.items()} for p, s in net.optimizer_.state.items()}
         held = [*net.module_.buffers(), *net.criterion_.buffers()]
@@ -164,6 +164,50 @@ def test_steps_with_dense_codes_are_repeated(cls, params, X, graphs, monkeypatch
     assert sum(entry["n"] for entry in graphs) == n_repeated
 
 
+@pytest.mark.parametrize("normalization", ["l2", "l1", "identity", "max_l2", "max_l1"])
+def test_dictionaries_are_as_without_a_record(normalization, X, graphs, monkeypatch):
+    """Rows of a dictionary that are scaled together cannot be taken from it without the others."""
+    params = {"dictionary_params": {"normalization": normalization}, "dead_after": 200}
+    repeated = fit_dense(TopKSAE, X, **params)
+    assert max(repeated.history_[:, "dead_fraction"]) > 0
+    n_repeated = sum(entry["n"] for entry in graphs)
+    assert n_repeated == 0 if normalization.startswith("max") else n_repeated > 10
+    monkeypatch.setattr(_net, "_repeats_on", lambda device: False)
+    same(repeated, fit_dense(TopKSAE, X, **params))
+
+
+class Anneal(Callback):
+    def __init__(self, change):
+        self.change = change
+
+    def on_epoch_end(self, net, **kwargs):
+        self.change(net)
+
+
+def heavier(net):
+    net.criterion_.terms = [(1.15 * c, term) for c, term in net.criterion_.terms]
+
+
+def narrower(net):
+    net.module_.bandwidth *= 0.9
+
+
+def aim_lower(net):
+    net.criterion_.target_l0 *= 0.95
+
+
+@pytest.mark.parametrize(
+    ("cls", "change"),
+    [(VanillaSAE, heavier), (GatedSAE, aim_lower), (JumpReLUSAE, narrower), (JumpReLUSAE, heavier)],
+)
+def test_what_a_callback_changes_is_seen(cls, change, X, graphs, monkeypatch):
+    params = {"callbacks": [Anneal(change)]}
+    repeated = fit_dense(cls, X, **params)
+    assert sum(entry["n"] for entry in graphs) > 100
+    monkeypatch.setattr(_net, "_repeats_on", lambda device: False)
+    same(repeated, fit_dense(cls, X, **params))
+
+
 @pytest.mark.parametrize("cls", [JumpReLUSAE, VanillaSAE, GatedSAE])
 def test_what_is_computed_of_dense_codes_is_compiled_in_long_fits(cls, X, graphs, monkeypatch):
     """The compiler is torch's, up to the code that it generates."""
@@ -191,12 +235,13 @@ def test_each_fit_has_a_compiler_of_its_own(X, graphs, monkeypatch):
         assert "plain torch on cpu, compiled: " in sae.backend_
 
 
-def test_what_cannot_be_compiled_runs_in_plain_torch(X, graphs, monkeypatch):
-    def fail(*args):
+@pytest.mark.parametrize("at_once", [True, False])
+def test_what_cannot_be_compiled_runs_in_plain_torch(at_once, X, graphs, monkeypatch):
+    def fail(*args, **kwargs):
         raise RuntimeError("no compiler\nmore")
 
     monkeypatch.setattr(_recorded, "_FEWEST_COMPILED", 1000)
-    monkeypatch.setattr(_recorded, "_compiled", lambda: fail)
+    monkeypatch.setattr(_recorded.torch, "compile", fail if at_once else lambda *a, **k: fail)
     with pytest.warns(RuntimeWarning, match=r"not be compiled \(RuntimeError: no compiler\)"):
         fast = fit_dense(VanillaSAE, X)
     assert "compiled" not in fast.backend_ and sum(entry["n"] for entry in graphs) > 100
@@ -256,7 +301,7 @@ def test_what_learns_is_part_of_a_kind_of_step(X, graphs, monkeypatch):
 
 
 def test_a_record_that_fails_is_not_tried_again(X, graphs, monkeypatch):
-    def fail(work, device):
+    def fail(work, device, pool):
         work()
         raise RuntimeError("not permitted when stream is capturing\nmore")
 
