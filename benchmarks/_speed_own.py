@@ -72,7 +72,7 @@ def _bare_on_cuda(job, X, clock):
     for group in net.optimizer_.param_groups:
         group["lr"] = net.lr / 4
     net.stored_steps_ = StoredSteps(net)
-    recorded, dead_after = RecordedSteps(net), _dead_after(job, len(X))
+    recorded, dead_after = RecordedSteps(net, len(X)), _dead_after(job, len(X))
     batches = Batches(X, job["b"], 0).epochs(n_epochs(job, len(X)))
     with contextlib.suppress(Enough):
         for x in clock.watch(batches):
