@@ -135,6 +135,17 @@ CASES = {
         more={"MatryoshkaSAE": [PAPER_PREFIXES]},
         published=_SYNTH,
     ),
+    # A quarter of the features in a third of the dimensions: 16 are active, so that budgets of 9
+    # and 12 are to it what 20 and 25 are to the published one.
+    "synth-quarter": Case(
+        partial(datasets.make_synth_bench, n_features=256, nb_concepts=4096, n_trees=32),
+        width=1024,
+        budgets=(9, 12),
+        n_train=500_000,
+        names=NAMES[:4],
+        params={"nb_epochs": 10},
+        published=_SYNTH,
+    ),
     # The budgets of the published table in the reduced world, three times what is active there.
     "synth-dense": Case(
         datasets.make_synth_bench,

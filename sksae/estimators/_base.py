@@ -7,12 +7,13 @@ import copy
 import inspect
 import warnings
 from abc import ABCMeta, abstractmethod
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from scipy import sparse
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
@@ -671,6 +672,16 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         return self.module_.get_dictionary().detach()
 
     # -- fitted attributes ----------------------------------------------------------
+
+    if not TYPE_CHECKING:  # for which every name would be an attribute then
+
+        def __getattr__(self, name):
+            """Name what is missing, where it is the fit."""
+            by_fit = name.endswith("_") and not name.startswith("_")
+            if by_fit and not self.__sklearn_is_fitted__():
+                owner = type(self).__name__
+                raise NotFittedError(f"This {owner} has no '{name}' yet: call fit first.")
+            return object.__getattribute__(self, name)
 
     @property
     def module_(self):

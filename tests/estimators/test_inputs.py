@@ -1,5 +1,7 @@
 """What fit, transform and score take, and what they refuse, for every variant."""
 
+import copy
+import pickle
 import re
 
 import numpy as np
@@ -8,7 +10,10 @@ import polars as pl
 import pytest
 import torch
 from scipy import sparse
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 
+from sksae import TopKSAE
 from sksae.activations import Rows
 from sksae.activations._rows import RowsArray, RowsCSRMatrix, rows_frame, with_rows
 from sksae.losses import SAELossClasses
@@ -319,3 +324,17 @@ def test_validation_leaves_rows_to_train_on(make, X):
 )
 def test_every_kind_of_criterion(make, X, criterion):
     assert np.isfinite(make(criterion=criterion).fit(X).score(X))
+
+
+@pytest.mark.parametrize("name", ["components_", "history_", "backend_", "l0_", "module_"])
+def test_what_a_fit_gives_is_asked_for_before(name, X):
+    """The error names the attribute; hasattr, copies and pickles are as for any other object."""
+    sae = TopKSAE(20, top_k=3, nb_epochs=1, random_state=0)
+    with pytest.raises(NotFittedError, match=f"This TopKSAE has no '{name}' yet: call fit first"):
+        getattr(sae, name)
+    assert not hasattr(sae, name) and not hasattr(sae, "n_features_in_")
+    with pytest.raises(AttributeError, match="'TopKSAE' object has no attribute 'componets'"):
+        sae.componets  # noqa: B018
+    for twin in (copy.copy(sae), copy.deepcopy(sae), pickle.loads(pickle.dumps(sae)), clone(sae)):
+        assert not hasattr(twin, name)
+        assert hasattr(twin.fit(X), name)
