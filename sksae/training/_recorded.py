@@ -168,17 +168,11 @@ class RecordedSteps:
 
     def _take_first(self, record: _Record) -> dict[str, Any]:
         """Take a step as it will be recorded: what is compiled at a first use is then ready."""
-        for compiles in (True, False):
+        if self.dense_is_compiled:
             try:
-                if self.dense_is_compiled and self.compact_step is None:
-                    self.compact_step = _compiled()
-                with self._inputs_read(record):
-                    done = self.net.take_step(self.inputs, self.inputs, self.numbers)
-                self.net.stored_steps_.compiled |= self.dense_is_compiled
-                return done
-            except Exception as exc:
-                if not (compiles and self.dense_is_compiled):
-                    raise
+                self.compact_step = self.compact_step or _compiled()
+                done = self._take(record)
+            except Exception as exc:  # the weights are what they were
                 self.compiles = False
                 reason = f"{type(exc).__name__}: {exc}".splitlines()[0]
                 warnings.warn(
@@ -186,7 +180,14 @@ class RecordedSteps:
                     RuntimeWarning,
                     stacklevel=2,
                 )
-        raise AssertionError
+            else:
+                self.net.stored_steps_.compiled = True
+                return done
+        return self._take(record)
+
+    def _take(self, record: _Record) -> dict[str, Any]:
+        with self._inputs_read(record):
+            return self.net.take_step(self.inputs, self.inputs, self.numbers)
 
     def _set_inputs(self, x: Tensor, record: _Record) -> None:
         """Write what changes from step to step to where the record reads it."""
@@ -219,8 +220,8 @@ class RecordedSteps:
             module.relative = self.relative
         if 0 < loss.warmup < 1:
             loss.warmup = self.warmup
-        if self.dense_is_compiled and self.compact_step is not None:
-            self.dense_step = self.compact_step
+        if self.dense_is_compiled:
+            self.dense_step = self.compact_step or dense_step
         try:
             yield
         finally:
