@@ -18,6 +18,7 @@ fit some minutes each on two cores::
 
     python benchmarks/recovery.py --sets korznikov50 synth --seeds 101 102 103
     python benchmarks/recovery.py --sets korznikov100 --n-train 2000000 --param nb_epochs=60
+    python benchmarks/recovery.py --sets synth-quarter
     python benchmarks/recovery.py --sets synth-full --device cuda
     python benchmarks/recovery.py --table benchmarks/results/recovery-cpu.jsonl
 
