@@ -149,9 +149,9 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         plain torch, as ``backend_`` says. "auto" is one of the two where that is faster, and
         plain torch on other devices. On CUDA devices its steps in plain torch are recorded
         as a graph and, where the fit is long enough to make up for it, compiled by
-        ``torch.compile``; those of "reference" never are. On processors with fast products of 8-bit integers,
-        "cpu" finds the large pre-codes in those first, and computes only them in float32;
-        "cuda" finds them in bfloat16.
+        ``torch.compile``; those of "reference" never are. On processors with fast products
+        of 8-bit integers, "cpu" finds the large pre-codes in those first, and computes only
+        them in float32; "cuda" finds them in bfloat16.
     sparse_output : bool, default=True
         Whether `transform` gives CSR or an ndarray.
     random_state : int, RandomState instance or None, default=None
