@@ -126,6 +126,9 @@ class SparseCodes:
     def dense(self, values: Tensor) -> Tensor:
         """Give the codes as a dense tensor (n, n_concepts)."""
         out = values.new_zeros(len(self.indptr) - 1, self.n_concepts)
+        if self.per_row is not None:
+            columns, values = (t.view(-1, self.per_row) for t in (self.columns.long(), values))
+            return out.scatter_(1, columns, values)
         out[self.rows.long(), self.columns.long()] = values
         return out
 

@@ -95,8 +95,9 @@ class HalfScreened:
     def _level(self) -> Tensor:
         """How far pre-codes may be off by the roundings of each row and of weights, shape (n,)."""
         sizes, largest = (torch.linalg.vector_norm(t, dim=1) for t in (self.c, self.weight))
-        level = _LEVEL / math.sqrt(self.c.shape[1]) * sizes * largest.max()
-        return level + _ROUNDING * self.bias.abs().max()
+        of_bias = _ROUNDING * torch.linalg.vector_norm(self.bias, torch.inf)
+        factor = _LEVEL / math.sqrt(self.c.shape[1])
+        return torch.addcmul(of_bias, sizes, largest.max(), value=factor)
 
     def _exact(self, codes: SparseCodes) -> Tensor:
         from ._cuda import products
