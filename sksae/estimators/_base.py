@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import math
 import warnings
 from abc import ABCMeta, abstractmethod
 from typing import TYPE_CHECKING
@@ -638,12 +639,12 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         module, given = self.module_.eval(), x.to(bias.device, bias.dtype)
         # NaN goes on into the codes, and half precision is computed in as it is.
         plain = torch.is_grad_enabled() or given.dtype not in (torch.float32, torch.float64)
-        finite = plain or torch.isfinite(given.sum())
-        if plain or (given.device.type == "cpu" and not finite):
+        total = None if plain else given.sum()
+        if plain or (given.device.type == "cpu" and not math.isfinite(total)):
             return module.encode(given)[1].to(x.device)
         codes = Coder(module, self.backend).encode_dense(given)
         # Other devices are asked at last, as they stand still from a question to what comes next.
-        return (codes if finite else module.encode(given)[1]).to(x.device)
+        return (codes if math.isfinite(total) else module.encode(given)[1]).to(x.device)
 
     def decode(self, z):
         """Decode a tensor of codes, with gradients.

@@ -23,6 +23,7 @@ __all__ = [
     "above",
     "adam_",
     "adam_rows_",
+    "choose_exactly",
     "keep_dead",
     "largest",
     "name",
@@ -79,14 +80,60 @@ def top_k(pre: Tensor | HalfScreened, k: int) -> tuple[SparseCodes, Tensor]:
     if isinstance(pre, HalfScreened):
         chosen = pre.top_k(k)
         return top_k(pre.dense(), k) if chosen is None else chosen
-    kernels, (n, m) = compiled(), pre.shape
+    columns, values = (t.flatten() for t in largest_of_rows(pre, k))
+    return equal_rows(columns, values > 0, pre.shape[1], k), values
+
+
+def equal_rows(columns: Tensor, kept: Tensor, m: int, k: int) -> SparseCodes:
+    """Give the layout of rows of k entries each."""
+    indptr = torch.arange(0, len(columns) + 1, k, dtype=torch.int32, device=columns.device)
+    return SparseCodes(indptr, columns, m, kept, k)
+
+
+def largest_of_rows(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Give columns, int32, and values of the k largest entries of each row; of negative ones 0."""
+    kernels, m = compiled(), pre.shape[1]
     if kernels is not None and kernels.has_top_k(m, k) and pre.dtype != torch.float64:
-        columns, values = kernels.top_k(pre, k)
-    else:
-        values, columns = pre.topk(k, dim=1, sorted=False)
-        values, columns = values.relu(), columns.int()
-    values, indptr = values.flatten(), torch.arange(n + 1, dtype=torch.int32, device=pre.device)
-    return SparseCodes(indptr * k, columns.flatten(), m, values > 0, k), values
+        return kernels.top_k(pre, k)
+    values, columns = pre.topk(k, dim=1, sorted=False)
+    return columns.int(), values.relu()
+
+
+def choose_exactly(
+    tried: tuple[Tensor, Tensor],
+    linear: tuple[Tensor, Tensor, Tensor],
+    level: tuple[Tensor, Tensor],
+    share: float,
+    k: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute some pre-codes of each row in full precision and keep the k largest.
+
+    Parameters
+    ----------
+    tried : tuple of Tensor of shape (n, n_tried)
+        Their columns, int32, and what rounding made of them: no other of the row exceeds the least
+        of these.
+    linear : tuple of Tensor of shape (n, d), (m, d) and (m,)
+        Input, weights and biases of the product.
+    level : tuple of Tensor of shape ()
+        How far pre-codes may be off by rounding, of which the second is multiplied by the norm of
+        the input.
+    share : float
+        And by how much of their size.
+    k : int
+        At most n_tried.
+
+    Returns
+    -------
+    columns, values : Tensor of shape (n, k)
+        Columns, int32, and pre-codes; of negative ones 0.
+    surplus : Tensor of shape (n,)
+        By how much the least of them exceeds what a pre-code that was not tried can be.
+    """
+    kernels = compiled()
+    if kernels is not None and kernels.has_choose_exactly(tried[0].shape[1]):
+        return kernels.choose_exactly(tried, linear, level, share, k)
+    return _gathers.choose_exactly(tried, linear, level, share, k)
 
 
 def above(pre: Tensor | HalfScreened, cut: Tensor) -> tuple[SparseCodes, Tensor]:

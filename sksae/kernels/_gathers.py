@@ -57,6 +57,24 @@ def products(codes: SparseCodes, rows: Tensor, dictionary: Tensor) -> Tensor:
     return out
 
 
+def choose_exactly(
+    tried: tuple[Tensor, Tensor],
+    linear: tuple[Tensor, Tensor, Tensor],
+    level: tuple[Tensor, Tensor],
+    share: float,
+    k: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute some pre-codes of each row in full precision; see `_cuda.choose_exactly`."""
+    (columns, rounded), (rows, weight, bias) = tried, linear
+    starts = torch.arange(0, columns.numel() + 1, columns.shape[1], device=rows.device)
+    codes = SparseCodes(starts, columns.flatten(), len(weight), per_row=columns.shape[1])
+    exact = products(codes, rows, weight) + bias.index_select(0, codes.columns)
+    values, at = exact.view_as(columns).topk(k, dim=1)
+    norms, least = torch.linalg.vector_norm(rows, dim=1), rounded.amin(dim=1).to(rows.dtype)
+    highest = least * (1 + share) + torch.addcmul(level[0], norms, level[1])
+    return columns.gather(1, at), values.relu(), values[:, -1] - highest
+
+
 def reconstruct(
     codes: SparseCodes, values: Tensor, dictionary: Tensor, bias: Tensor, target: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -92,12 +92,11 @@ class HalfScreened:
         return out
 
     @functools.cached_property
-    def _level(self) -> Tensor:
-        """How far pre-codes may be off by the roundings of each row and of weights, shape (n,)."""
-        sizes, largest = (torch.linalg.vector_norm(t, dim=1) for t in (self.c, self.weight))
-        of_bias = _ROUNDING * torch.linalg.vector_norm(self.bias, torch.inf)
-        factor = _LEVEL / math.sqrt(self.c.shape[1])
-        return torch.addcmul(of_bias, sizes, largest.max(), value=factor)
+    def _level(self) -> tuple[Tensor, Tensor]:
+        """How far pre-codes may be off by rounding the bias, and for each unit of a row's norm."""
+        of_bias = torch.linalg.vector_norm(self.bias, torch.inf)
+        largest = torch.linalg.vector_norm(self.weight, dim=1).max()
+        return of_bias * _ROUNDING, largest * (_LEVEL / math.sqrt(self.c.shape[1]))
 
     def _exact(self, codes: SparseCodes) -> Tensor:
         from ._cuda import products
@@ -107,35 +106,29 @@ class HalfScreened:
 
     def top_k(self, k: int) -> tuple[SparseCodes, Tensor] | None:
         """Select as `_cuda.top_k` does; None if a product in float32 is to do it."""
-        from ._cuda import top_k
+        from ._cuda import choose_exactly, equal_rows, largest_of_rows
 
         n, m = self.shape
         n_tried = max(_TRIED * k, _FEWEST_TRIED)
         if n_tried > _LARGEST_SHARE * m:
             return None
-        tried, rounded = top_k(self._half(), n_tried)
-        values, at = self._exact(tried).view(n, -1).topk(k, dim=1)
-        columns = tried.columns.view(n, -1).gather(1, at)
-        # No pre-code that was not tried exceeds the least of those that were, but for rounding.
-        least = rounded.view(n, -1).amin(dim=1).float()
-        surplus = values[:, -1] - (least * (1 + _ROUNDING) + self._level)
+        tried, linear = largest_of_rows(self._half(), n_tried), (self.c, self.weight, self.bias)
+        columns, values, surplus = choose_exactly(tried, linear, self._level, _ROUNDING, k)
         n_again = math.ceil(_AGAIN * n)
         again = surplus.topk(n_again, largest=False, sorted=False).indices
-        unsure = ~(surplus >= 0)
-        n_missed = unsure.sum() - unsure.index_select(0, again).sum()
+        n_missed = (n - n_again - torch.count_nonzero(surplus >= 0)).clamp_(min=0)
         if self.workspace.n_missed is not None:
             self.workspace.n_missed += n_missed
         pre = torch.addmm(self.bias, self.c.index_select(0, again), self.weight.T)
-        codes, anew = top_k(pre, k)
-        columns.index_copy_(0, again, codes.columns.view(n_again, k))
-        values = values.relu().index_copy_(0, again, anew.view(n_again, k)).flatten()
+        for all_rows, anew in zip((columns, values), largest_of_rows(pre, k), strict=True):
+            all_rows.index_copy_(0, again, anew)
+        columns, values = columns.flatten(), values.flatten()
         # Whoever waits for the device has told it before all that there is to do.
         if self.workspace.n_missed is None and bool(n_missed > 0):
             self.workspace.pause = _PAUSE
             return None
         self.workspace.n_screened += 1
-        indptr = torch.arange(n + 1, dtype=torch.int32, device=self.device) * k
-        return SparseCodes(indptr, columns.flatten(), m, values > 0, k), values
+        return equal_rows(columns, values > 0, m, k), values
 
     def above(self, cut: Tensor) -> tuple[SparseCodes, Tensor] | None:
         """Select as `_cuda.above` does; None if a product in float32 is to do it."""
@@ -143,7 +136,9 @@ class HalfScreened:
 
         n, m = self.shape
         cut = cut.to(self.dtype).expand(m)
-        half, lowest = self._half(), cut - _ROUNDING * cut.abs() - self._level.max()
+        of_bias, of_rows = self._level
+        level = torch.addcmul(of_bias, torch.linalg.vector_norm(self.c, dim=1).max(), of_rows)
+        half, lowest = self._half(), cut - _ROUNDING * cut.abs() - level
         if int((half > lowest).sum()) > _LARGEST_SHARE * n * m:
             self.workspace.pause = _PAUSE
             return None

@@ -24,8 +24,9 @@ _BLOCK_SHARE = 1 / 32
 _SAMPLE_BYTES = _PINNED_BYTES = 32 * 2**20
 _MOST_PINNED = 8
 _AT_CENTER = 1e-3
-# Rows small enough to stay in the processor's cache between two operations.
-_CACHED_ROWS = 512
+# Rows small enough to stay in a processor's cache between two operations, and enough of them to
+# occupy another device.
+_CACHED_ROWS, _DEVICE_ROWS = 512, 2**15
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
@@ -441,7 +442,7 @@ def mean_and_variance(data: RowBatches) -> tuple[Tensor, float]:
 
 def _cached(data: RowBatches) -> Iterator[Tensor]:
     for block in data.blocks():
-        yield from block.split(_CACHED_ROWS)
+        yield from block.split(_CACHED_ROWS if block.device.type == "cpu" else _DEVICE_ROWS)
 
 
 def rounding(mean: Tensor) -> float:

@@ -47,7 +47,8 @@ def test_top_k_is_that_of_the_product_in_float32(k, missed):
 def test_the_level_is_above_what_rounding_does():
     pre = screened(numbers(N, D) * torch.logspace(-3, 3, N)[:, None])
     off = (pre._half().float() - plain(pre)).abs()
-    level = pre._level[:, None] + _half._ROUNDING * plain(pre).abs()
+    of_bias, of_rows = pre._level
+    level = (of_bias + of_rows * pre.c.norm(dim=1))[:, None] + _half._ROUNDING * plain(pre).abs()
     assert (off < level).all()
     assert off.max() > 1e-3  # and there is some
 

@@ -29,6 +29,7 @@ from sksae.kernels import (
     reconstruct,
     top_k,
 )
+from sksae.kernels._half import HalfScreened
 
 N, M, D = 6, 17, 5
 
@@ -156,6 +157,51 @@ def test_ties_and_numbers_that_are_none():
     assert (slopes != 0).sum(1).tolist() == [4, 4, 4]
     assert codes[1].tolist() == pytest.approx([-0.1] * 4 + [0] * 5)
     assert codes[2].isnan().nonzero().flatten().tolist() == [3]
+
+
+@pytest.mark.parametrize("k, n_tried, d", [(1, 32, 70), (20, 40, 16), (30, 500, 130), (32, 32, 3)])
+def test_some_pre_codes_of_each_row_are_computed_anew(k, n_tried, d):
+    n, m = 4, 4096
+    rows, weight, bias = numbers(n, d), numbers(m, d, seed=1), numbers(m, seed=2)
+    rows[1] = 0
+    bias[::2] -= 10 * d**0.5  # so that few are positive
+    pre = rows @ weight.T + bias
+    columns, rounded = _cuda.largest_of_rows(pre.bfloat16(), n_tried)
+    level = torch.tensor(0.3), torch.tensor(0.7)
+    given = (columns, rounded), (rows, weight, bias), level, 0.01, k
+    ours, theirs = _triton.choose_exactly(*given), _gathers.choose_exactly(*given)
+    found, expected = torch.zeros(2, n, m).unbind()
+    for dense, chosen in ((found, ours), (expected, theirs)):
+        dense.scatter_(1, chosen[0].long(), chosen[1])
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert (ours[0].diff(dim=1) > 0).all() and ours[0].dtype == torch.int32
+    least = pre.gather(1, columns.long()).topk(k).values[:, -1]
+    highest = rounded.amin(dim=1).float() * 1.01 + 0.3 + 0.7 * rows.norm(dim=1)
+    for surplus in (ours[2], theirs[2]):
+        assert torch.allclose(surplus, least - highest, rtol=1e-4, atol=1e-4)
+
+
+def test_a_pre_code_that_is_no_number_is_among_the_largest():
+    rows, weight, bias = numbers(3, 8), numbers(64, 8, seed=1), torch.zeros(64)
+    rows[1, 2] = torch.nan
+    tried = torch.arange(32, dtype=torch.int32).repeat(3, 1), torch.ones(3, 32)
+    level = torch.zeros(()), torch.zeros(())
+    _, values, surplus = _triton.choose_exactly(tried, (rows, weight, bias), level, 0.0, 5)
+    assert values.isnan().all(dim=1).tolist() == [False, True, False]
+    assert ~(surplus[1] >= 0)
+
+
+@pytest.mark.parametrize("k", [1, 20, 70])
+def test_selection_by_a_product_in_bfloat16(k):
+    """Of 70 more are tried than a program holds at once."""
+    n, m, d = 64, 4096, 64
+    memory = torch.empty(n, m)
+    given = numbers(n, d), normalize(numbers(m, d, seed=1)), 0.1 * numbers(m, seed=2)
+    codes, values = HalfScreened(Workspace(memory, constant=True), *given).top_k(k)
+    theirs, expected = top_k(torch.addmm(given[2], given[0], given[1].T), k)
+    ours, expected = codes.dense(values), theirs.dense(expected)
+    assert torch.allclose(ours, expected, atol=1e-5)
+    assert torch.equal(codes.indptr, theirs.indptr)
 
 
 # -- a row at a time ------------------------------------------------------------------------------
