@@ -309,8 +309,13 @@ def test_a_step_by_rows(d, dtype, block, monkeypatch):
 @pytest.mark.parametrize("n_dead, k", [(5, 9), (300, 64), (2048, 384), (40000, 100)])
 def test_the_loss_of_dead_concepts(n_dead, k, use_amp):
     """Beside the formula under autograd in float64."""
-    shapes = [(500, 96), (n_dead, 96), (n_dead,), (n_dead, 128), (500, 128), (500, 128)]
-    c, weight, bias, dictionary, target, x_hat = (torch.randn(s, device="cuda") for s in shapes)
+    shapes = [(700, 96), (n_dead, 96), (n_dead,), (n_dead, 128), (500, 128), (500, 128)]
+    on = {"device": "cuda", "generator": torch.Generator("cuda").manual_seed(0)}
+    c, weight, bias, dictionary, target, x_hat = (torch.randn(s, **on) for s in shapes)
+    if k < n_dead:  # rows of which rounding does not decide which are the k largest
+        last = torch.addmm(bias, c, weight.T).topk(k + 1).values[:, -2:]
+        c = c[(last[:, 0] - last[:, 1]).topk(500).indices]
+    c = c[:500]
     parameters = [t.requires_grad_() for t in (weight, bias, dictionary)]
     assert has_dead_loss(c.device)
     with torch.autocast("cuda", torch.bfloat16, enabled=use_amp):

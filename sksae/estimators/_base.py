@@ -25,7 +25,7 @@ from ..training import RowBatches
 from ..training._data import SAMPLE_ROWS, PairedRows, SharedRows, sample_batches
 from . import _parameters as parameters
 from ._coding import Coder, CSRBuilder, decode_rows, explained_share
-from ._input import check_codes, check_input, check_tensor, split_rows
+from ._input import check_codes, check_input, check_tensor, precision_of, split_rows
 from ._nets import (
     draws_while_training,
     restore_state,
@@ -407,15 +407,15 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         device = resolve_device(self.device, type(self).__name__, ("cpu", "cuda", "mps"))
         parameters.check_backend(self, device)
         rows = rows_of(X)
-        X = check_input(self, X, reset=not continued, min_samples=1 if continued else 2)
+        least = 1 if continued else 2
+        X = check_input(self, X, reset=not continued, min_samples=least, on_device=True)
         y = self._check_target(X, y, rows, reset=not continued)
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
         # The seed of the first fit, so that a row held out once stays held out.
         split = rows, self.net_.seed if continued else seed, epochs
         X, X_valid = self._split(X, *split)
         y, y_valid = (None, None) if y is None else self._split(y, *split)
-        dtype = torch.float64 if X.dtype == np.float64 else torch.float32
-        dtype = self.net_.dtype if continued else dtype
+        dtype = self.net_.dtype if continued else precision_of(X)
         data = _batches(X, y, device, dtype, shared if X_valid is None else None)
         valid = None if X_valid is None else _batches(X_valid, y_valid, device, dtype, None)
         del (
@@ -529,14 +529,16 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
             )
         # Texts without any token have no rows, and no codes.
         least = 1 if rows is None else 0
-        codes = self._encode_rows(check_input(self, X, reset=False, min_samples=least))
+        X = check_input(self, X, reset=False, min_samples=least, on_device=True)
+        codes = self._encode_rows(X)
         if container == "pandas" and rows is not None:
             return rows_frame(codes, rows)
         return with_rows(codes, rows)
 
     def _encode_rows(self, X):
+        dtype = np.float64 if precision_of(X) is torch.float64 else np.float32
         if not X.shape[0]:
-            codes = np.empty((0, self._n_features_out), dtype=X.dtype)
+            codes = np.empty((0, self._n_features_out), dtype=dtype)
             return sparse.csr_matrix(codes) if self.sparse_output else codes
         coder, data = self._coder(X)
         if self.sparse_output:
@@ -544,7 +546,7 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
             for block in data.blocks(self._n_features_out):
                 out.add(*coder.encode(block))
             return out.build()
-        dense, start = np.empty((len(data), self._n_features_out), dtype=X.dtype), 0
+        dense, start = np.empty((len(data), self._n_features_out), dtype=dtype), 0
         for block in data.blocks(self._n_features_out):
             dense[start : start + len(block)] = coder.encode_dense(block).cpu().numpy()
             start += len(block)
@@ -552,8 +554,7 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
 
     def _coder(self, X):
         """Give the module in the precision of X as a `Coder`, and X as batches."""
-        dtype = torch.float64 if X.dtype == np.float64 else torch.float32
-        module = self.module_.eval()
+        dtype, module = precision_of(X), self.module_.eval()
         if module.decoder_bias.dtype != dtype:
             module = copy.deepcopy(module).to(dtype)
         return Coder(module, self.backend), RowBatches(X, self._device, dtype)
@@ -600,8 +601,7 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
             For constant ``X``: 1 if it is reconstructed exactly, else 0.
         """
         check_is_fitted(self)
-        X = check_input(self, X, reset=False)
-        coder, data = self._coder(X)
+        coder, data = self._coder(check_input(self, X, reset=False, on_device=True))
         return explained_share(coder, data, data)
 
     # -- tensors --------------------------------------------------------------------

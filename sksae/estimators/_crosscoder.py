@@ -166,7 +166,7 @@ class Crosscoder(BatchTopKSAE):
             is reconstructed exactly, else 0.
         """
         check_is_fitted(self)
-        coder, data = self._coder(check_input(self, X, reset=False))
+        coder, data = self._coder(check_input(self, X, reset=False, on_device=True))
         errors, scores = squared_errors(coder, data, data), []
         for columns in _slices(self.layer_widths_):
             mean, variance = mean_and_variance(ColumnBlock(data, columns))

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..activations._rows import rows_of, with_rows
 from ._base import BaseSAE, own_torch_context
-from ._input import to_array
+from ._input import stays_on_device, to_array
 from ._nets import draws_while_training
 from ._parameters import check_shared
 
@@ -90,7 +90,7 @@ def _check(estimators):
 
 def _converted(X):
     """Do once what each fit would do for itself: give floats of 32 or 64 bits."""
-    X = to_array(X, "fit_many")
+    X = X if stays_on_device(X) else to_array(X, "fit_many")
     if isinstance(X, np.ndarray) and X.dtype.kind in "biu":
         X = with_rows(X.astype(np.float64), rows_of(X))
     return X

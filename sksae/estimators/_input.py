@@ -40,28 +40,46 @@ def to_array(X, owner: str, name: str = "X", width: str = "n_features"):
     return X
 
 
-def check_input(estimator, X, *, reset: bool, min_samples: int = 1):
-    """Validate X as scikit-learn does; give a float32 or float64 ndarray or CSR matrix."""
+def stays_on_device(X) -> bool:
+    """Tell whether rows are read from the CUDA device that they are on."""
+    is_dense = isinstance(X, torch.Tensor) and X.layout is torch.strided and X.ndim == 2
+    return is_dense and X.is_floating_point() and X.device.type == "cuda"
+
+
+def precision_of(X) -> torch.dtype:
+    """Give the precision in which rows are computed with, float64 for those that have it."""
+    return torch.float64 if X.dtype in (np.float64, torch.float64) else torch.float32
+
+
+def check_input(estimator, X, *, reset: bool, min_samples: int = 1, on_device: bool = False):
+    """Validate X as scikit-learn does; give a float32 or float64 ndarray or CSR matrix.
+
+    With ``on_device`` rows that are on a CUDA device are given as a tensor that is there.
+    """
     owner = type(estimator).__name__
-    X = validate_data(
+    rows = X.detach() if on_device and stays_on_device(X) else None
+    checked = validate_data(
         estimator,
-        to_array(X, owner),
+        to_array(X, owner) if rows is None else np.broadcast_to(np.float32(0), X.shape),
         reset=reset,
         accept_sparse="csr",
         dtype=_DTYPES,
         ensure_min_samples=min_samples,
         ensure_all_finite=False,
     )
-    _check_finite(X, owner)
-    return X
+    if rows is not None:  # of inference mode, which could not be trained on
+        checked = rows.clone() if rows.is_inference() else rows
+    _check_finite(checked, owner)
+    return checked
 
 
 def _check_finite(X, owner: str) -> None:
     """Refuse what is not finite as scikit-learn does, whose own sum has one thread."""
     if get_config()["assume_finite"]:
         return
-    entries = as_tensor(X.data if sparse.issparse(X) else X)
-    if not torch.isfinite(entries.sum()):
+    entries = X if isinstance(X, torch.Tensor) else as_tensor(X.data if sparse.issparse(X) else X)
+    if not torch.isfinite(entries.sum(dtype=precision_of(entries))):
+        X = to_array(X, owner)
         assert_all_finite(X, estimator_name=owner, input_name="X")
 
 

@@ -223,7 +223,7 @@ class Transcoder(BaseSAE):
         """
         check_is_fitted(self)
         rows = rows_of(X)
-        coder, data = self._coder(check_input(self, X, reset=False))
+        coder, data = self._coder(check_input(self, X, reset=False, on_device=True))
         width = max(self._n_features_out, self.n_outputs_)
         y = np.concatenate([coder.reconstruct(x).cpu().numpy() for x in data.blocks(width)])
         return y[:, 0] if self._predicts_vector else with_rows(y, rows)
@@ -251,7 +251,7 @@ class Transcoder(BaseSAE):
             fit.
         """
         check_is_fitted(self)
-        X = check_input(self, X, reset=False)
+        X = check_input(self, X, reset=False, on_device=True)
         y, _ = check_target(self, y, X.shape[0], self.n_outputs_)
         coder, data = self._coder(X)
         return explained_share(coder, data, RowBatches(y, data.device, data.dtype))

@@ -105,7 +105,8 @@ class SAEWrapper(MetaEstimatorMixin, TransformerMixin, BaseEstimator, metaclass=
                 f"{type(self).__name__} gives sparse codes, which {container} output does not "
                 "take. Set estimator__sparse_output=False, or set_output(transform='default')."
             )
-        codes = self.estimator_._encode_rows(check_input(self, X, reset=False))[:, self._kept]
+        X = check_input(self, X, reset=False, on_device=True)
+        codes = self.estimator_._encode_rows(X)[:, self._kept]
         if container == "pandas" and rows is not None:
             return rows_frame(codes, rows)
         return with_rows(codes, rows)
@@ -150,7 +151,7 @@ class SAEWrapper(MetaEstimatorMixin, TransformerMixin, BaseEstimator, metaclass=
             As `BaseSAE.score`, of the reconstruction by the concepts that `transform` gives.
         """
         check_is_fitted(self)
-        X = check_input(self, X, reset=False)
+        X = check_input(self, X, reset=False, on_device=True)
         coder, data = self.estimator_._coder(X)
         mean, variance = mean_and_variance(data)
         directions = self.get_dictionary().to(data.dtype)

@@ -131,9 +131,9 @@ def choose_exactly(
         By how much the least of them exceeds what a pre-code that was not tried can be.
     """
     kernels = compiled()
-    if kernels is not None and kernels.has_choose_exactly(tried[0].shape[1]):
-        return kernels.choose_exactly(tried, linear, level, share, k)
-    return _gathers.choose_exactly(tried, linear, level, share, k)
+    if kernels is None or tried[0].shape[1] > kernels.WIDEST:
+        kernels = _gathers
+    return kernels.choose_exactly(tried, linear, level, share, k)
 
 
 def above(pre: Tensor | HalfScreened, cut: Tensor) -> tuple[SparseCodes, Tensor]:

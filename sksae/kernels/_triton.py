@@ -27,8 +27,6 @@ _GATHERED, _BLOCK = 64, 256
 # Groups that the columns of a wide row are put into, columns of each, and candidates of a row.
 _FEWEST_GROUPS, _MOST_GROUPS = 256, 2048
 _SMALLEST_GROUP, _LARGEST_GROUP, _MOST_CANDIDATES = 8, 64, 2**14
-# Pre-codes of a row that are computed anew, at most, and entries that a program holds of it then.
-_MOST_TRIED, _TILE = 512, 2**13
 # Columns that are compared with a cut at once, and of dead concepts at least.
 _SCANNED, _FEWEST_KEPT = 1024, 256
 
@@ -266,30 +264,25 @@ def _top_k(pre, columns, values, m, k, LOWEST: tl.constexpr, COLUMNS: tl.constex
 
 
 @triton.jit
-def _choose_exactly(
-    rows, weight, bias, tried, rounded, of_bias, of_rows, columns, values, surplus, n_tried, k, d,
-    SHARE: tl.constexpr, TRIED: tl.constexpr, LOWEST: tl.constexpr, FEATURES: tl.constexpr,
+def _choose(
+    rows, exact, bias, tried, rounded, of_bias, of_rows, columns, values, surplus, n_tried, k, d,
+    SHARE: tl.constexpr, LOWEST: tl.constexpr, TRIED: tl.constexpr, FEATURES: tl.constexpr,
 ):  # fmt: skip
-    """Compute some pre-codes of a row anew and keep the k largest."""
+    """Keep the k largest of the products of a row, with biases."""
     i = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, TRIED)
     inside = c < n_tried
     j = tl.load(tried + i * n_tried + c, mask=inside, other=0)
-    number = values.dtype.element_ty
-    products = tl.zeros((TRIED, FEATURES), dtype=number)
-    squares = tl.zeros((FEATURES,), dtype=number)
+    x = tl.load(exact + i * n_tried + c, mask=inside, other=0.0) + tl.load(bias + j)
+    chosen = _chosen(tl.where(inside, _bits(x), -1), k, LOWEST)
+    _store_chosen(columns, values, i * k, chosen, j, x)
+    squares = tl.zeros((FEATURES,), dtype=x.dtype)
     for f0 in range(0, d, FEATURES):
         f = f0 + tl.arange(0, FEATURES)
         row = tl.load(rows + i * d + f, mask=f < d, other=0.0)
         squares += row * row
-        mask = inside[:, None] & (f < d)[None, :]
-        tile = tl.load(weight + j.to(tl.int64)[:, None] * d + f[None, :], mask=mask, other=0.0)
-        products += row[None, :] * tile
-    x = tl.sum(products, axis=1) + tl.load(bias + j, mask=inside, other=0.0)
-    chosen = _chosen(tl.where(inside, _bits(x), -1), k, LOWEST)
-    _store_chosen(columns, values, i * k, chosen, j, x)
     infinite = float("inf")
-    least = tl.load(rounded + i * n_tried + c, mask=inside, other=infinite).to(number)
+    least = tl.load(rounded + i * n_tried + c, mask=inside, other=infinite).to(x.dtype)
     level = tl.load(of_bias) + tl.load(of_rows) * tl.sqrt(tl.sum(squares, axis=0))
     highest = tl.min(least, axis=0) * (1 + SHARE) + level
     tl.store(surplus + i, tl.min(tl.where(chosen, x, infinite), axis=0) - highest)
@@ -471,11 +464,6 @@ def top_k(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return columns, values
 
 
-def has_choose_exactly(n_tried: int) -> bool:
-    """Tell whether `choose_exactly` takes so many pre-codes of each row."""
-    return n_tried <= _MOST_TRIED
-
-
 def choose_exactly(
     tried: tuple[Tensor, Tensor],
     linear: tuple[Tensor, Tensor, Tensor],
@@ -485,12 +473,13 @@ def choose_exactly(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute some pre-codes of each row in float32; see `_cuda.choose_exactly`."""
     (n, n_tried), (rows, weight, bias) = tried[0].shape, (t.contiguous() for t in linear)
+    indptr = torch.arange(0, n * n_tried + 1, n_tried, dtype=torch.int32, device=rows.device)
+    exact = products(SparseCodes(indptr, tried[0].flatten(), len(weight)), rows, weight)
     columns, values = tried[0].new_empty(n, k), rows.new_empty(n, k)
     surplus, width = rows.new_empty(n), triton.next_power_of_2(n_tried)
-    block = max(16, min(_FEATURES, _TILE // width))
-    constants = {"SHARE": share, "TRIED": width, "LOWEST": 0, "FEATURES": block, "num_warps": 8}
-    given = (weight, bias, *tried, *level, columns, values, surplus, n_tried, k, rows.shape[1])
-    _launch(_choose_exactly, (n,), rows, *given, **constants)
+    constants = {"SHARE": share, "LOWEST": 0, "TRIED": width, "FEATURES": _FEATURES}
+    given = (exact, bias, *tried, *level, columns, values, surplus, n_tried, k, rows.shape[1])
+    _launch(_choose, (n,), rows, *given, **constants, num_warps=max(1, min(32, width // 256)))
     return columns, values, surplus
 
 

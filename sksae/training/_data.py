@@ -44,19 +44,23 @@ class RowBatches:
 
     Parameters
     ----------
-    X : ndarray or CSR matrix of shape (n_rows, n_features)
+    X : ndarray, Tensor or CSR matrix of shape (n_rows, n_features)
         Dense rows stay where they are, or move to a CUDA device whole where they take
         less than half of its free memory; CSR rows become dense batch by batch. What stays
-        goes to a CUDA device through pinned memory, see `copied_ahead`.
+        goes to a CUDA device through pinned memory, see `copied_ahead`. Rows on another device
+        move in any case.
     device : torch.device
     dtype : torch.dtype
     """
 
     def __init__(self, X, device: torch.device, dtype: torch.dtype) -> None:
         self.device, self.dtype = device, dtype
-        self.rows = X if sparse.issparse(X) else as_tensor(X)
-        if isinstance(self.rows, Tensor) and _fits_device(self.rows, device):
-            self.rows = copied(self.rows, device)
+        self.rows = X if sparse.issparse(X) or isinstance(X, Tensor) else as_tensor(X)
+        if isinstance(self.rows, Tensor):
+            if self.rows.device.type != "cpu":
+                self.rows = self.rows.to(device)
+            elif _fits_device(self.rows, device):
+                self.rows = copied(self.rows, device)
 
     @property
     def shape(self) -> tuple[int, int]:

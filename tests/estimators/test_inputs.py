@@ -13,10 +13,12 @@ from scipy import sparse
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from sksae import TopKSAE
+from sksae import TopKSAE, fit_many
 from sksae.activations import Rows
 from sksae.activations._rows import RowsArray, RowsCSRMatrix, rows_frame, with_rows
+from sksae.estimators import _base, _fit_many, _input
 from sksae.losses import SAELossClasses
+from sksae.training._data import RowBatches
 
 
 def dense(codes):
@@ -73,6 +75,83 @@ def test_tensors_of_every_float_dtype(make, X, dtype):
     expected = np.float64 if dtype is torch.float64 else np.float32
     assert codes.dtype == expected
     assert isinstance(sae.score(tensor), float)
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    """Treat tensors as those that are on a CUDA device; give a list of the rows so read."""
+    seen = []
+
+    def stays(X):
+        return isinstance(X, torch.Tensor) and X.is_floating_point() and X.ndim == 2
+
+    def batches(X, *others):
+        seen.append(X)
+        return RowBatches(X, *others)
+
+    for module in (_input, _fit_many):
+        monkeypatch.setattr(module, "stays_on_device", stays)
+    monkeypatch.setattr(_base, "RowBatches", batches)
+    return seen
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("params", [{}, {"validation_fraction": 0.2, "sparse_output": False}])
+def test_rows_on_a_device_are_read_where_they_are(make, X, dtype, params, kept):
+    tensor = torch.from_numpy(X).to(dtype).requires_grad_()
+    array = tensor.detach().to(torch.promote_types(dtype, torch.float32)).numpy()
+    ours, theirs = make(**params).fit(tensor), make(**params).fit(array)
+    np.testing.assert_array_equal(ours.components_, theirs.components_)
+    codes, expected = ours.transform(tensor), theirs.transform(array)
+    assert codes.dtype == expected.dtype == array.dtype
+    np.testing.assert_array_equal(dense(codes), dense(expected))
+    assert ours.score(tensor) == theirs.score(array)
+    assert ours.n_features_in_ == X.shape[1]
+    of_tensors = [isinstance(rows, torch.Tensor) for rows in kept]
+    n_each = 2 if params else 1
+    assert of_tensors == [True] * n_each + [False] * n_each + [True, False, True, False]
+
+
+def test_rows_on_a_device_in_other_ways(X, kept):
+    tensor = torch.from_numpy(X)
+    with torch.inference_mode():
+        inferred = tensor * 1
+    strided = tensor.repeat_interleave(2, dim=1)[:, ::2]
+    sae = TopKSAE(16, top_k=3, nb_epochs=2, random_state=0)
+    expected = clone(sae).fit(X)
+    for rows in (inferred, strided):
+        assert np.array_equal(clone(sae).fit(rows).components_, expected.components_)
+    one, two = fit_many([clone(sae), clone(sae).set_params(top_k=2)], tensor)
+    assert np.array_equal(one.components_, expected.components_) and two.l0_ <= 2
+    again = clone(expected).partial_fit(tensor).partial_fit(tensor[:1])
+    assert again.n_steps_ > 1
+    assert dense(expected.transform(tensor[:1])).shape == (1, 16)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda x: x[:, 1:], "features, but TopKSAE is expecting"),
+        (lambda x: x[:0], "Found array with 0 sample(s)"),
+        (lambda x: x.index_fill(0, torch.tensor([3]), torch.nan), "Input X contains NaN."),
+        (lambda x: x.index_fill(1, torch.tensor([3]), torch.inf), "Input X contains infinity"),
+        (lambda x: x[None], "expects X of shape (n_samples, n_features)"),
+    ],
+)
+def test_bad_rows_on_a_device(X, kept, change, message):
+    tensor = torch.from_numpy(X)
+    sae = TopKSAE(16, top_k=3, nb_epochs=1).fit(tensor)
+    with raises(message):
+        sae.transform(change(tensor))
+    with raises("minimum of 2 is required"):
+        clone(sae).fit(tensor[:1])
+
+
+def test_large_rows_in_half_precision_are_finite(kept):
+    """Their sum in their own precision is not."""
+    X = torch.full((64, 8), 6e4, dtype=torch.float16)
+    X[::2] = 0
+    assert TopKSAE(4, top_k=2, nb_epochs=1).fit(X).n_steps_ == 1
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

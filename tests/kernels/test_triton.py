@@ -64,10 +64,10 @@ def kernels(t, half):
 
 
 def selections():
-    types = "rows:*fp32 weight:*fp32 bias:*fp32 tried:*i32 rounded:*bf16 of_bias:*fp32 "
+    types = "rows:*fp32 exact:*fp32 bias:*fp32 tried:*i32 rounded:*bf16 of_bias:*fp32 "
     types += "of_rows:*fp32 columns:*i32 values:*fp32 surplus:*fp32 n_tried:i32 k:i32 d:i32"
-    constants = {"SHARE": 2**-7, "TRIED": 64, "LOWEST": 0, "FEATURES": 128}
-    yield "_choose_exactly", types, constants, 8
+    constants = {"SHARE": 2**-7, "LOWEST": 0, "TRIED": 64, "FEATURES": 128}
+    yield "_choose", types, constants, 1
     for t, lowest in (("*fp32", 0), ("*bf16", 16)):
         constants = {"LOWEST": lowest, "COLUMNS": 2**15}
         yield "_top_k", f"pre:{t} columns:*i32 values:{t} m:i32 k:i32", constants, 32
