@@ -5,15 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_CHUNK = 1024
-
 
 def spread_apart(vectors: Tensor, n_steps: int, lr: float) -> Tensor:
     """Lower the squared cosines of unit vectors to each other, by Adam.
 
     The loss is ``sum_(i != j) G_ij^2 + m sum_i (G_ii - 1)^2`` of the Gram matrix G of the m
-    vectors, as in SynthSAEBench (arXiv:2602.14687); its gradient is taken in closed form
-    and in chunks, so that G is never held whole.
+    vectors, as in SynthSAEBench (arXiv:2602.14687); its gradient is taken in closed form, in
+    which ``G V = V (V^T V)``, so that G is never made.
 
     Parameters
     ----------
@@ -31,15 +29,12 @@ def spread_apart(vectors: Tensor, n_steps: int, lr: float) -> Tensor:
     moved = vectors.clone()
     optimizer = torch.optim.Adam([moved], lr=lr)
     for _ in range(n_steps):
-        moved.grad = torch.cat([_gradient(moved, i) for i in range(0, len(moved), _CHUNK)])
+        moved.grad = _gradient(moved)
         optimizer.step()
     return moved / moved.norm(dim=1, keepdim=True)
 
 
-def _gradient(vectors: Tensor, start: int) -> Tensor:
-    rows = vectors[start : start + _CHUNK]
-    gram = rows @ vectors.T
-    i = torch.arange(len(rows), device=rows.device)
-    own = gram[i, start + i]
-    gram[i, start + i] = 0
-    return 4 * (gram @ vectors + len(vectors) * (own - 1)[:, None] * rows)
+def _gradient(vectors: Tensor) -> Tensor:
+    own = vectors.square().sum(dim=1, keepdim=True)
+    of_others = torch.addcmul(vectors @ (vectors.T @ vectors), own, vectors, value=-1)
+    return 4 * torch.addcmul(of_others, own - 1, vectors, value=len(vectors))
