@@ -323,7 +323,8 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         Parameters
         ----------
         X : array-like, sparse matrix or torch.Tensor of shape (n_samples, n_features)
-            float32 and half precision are trained in float32, everything else in float64.
+            float32 and half precision are trained in float32, everything else in float64. A
+            tensor that is on the CUDA device is read where it is.
         y : object
             Ignored, whatever its length.
 
