@@ -103,6 +103,19 @@ def test_tensors_on_the_device(cls, X):
     assert isinstance(sae.score(x), float)
 
 
+def test_rows_on_the_device_are_read_where_they_are(X):
+    x = torch.from_numpy(X).cuda()
+    assert RowBatches(x, torch.device("cuda"), torch.float32).rows.data_ptr() == x.data_ptr()
+    expected = make(TopKSAE).fit(X)
+    for rows in (x, x.T.contiguous().T, x[None][0].requires_grad_()):
+        sae = make(TopKSAE).fit(rows)
+        np.testing.assert_allclose(sae.components_, expected.components_, atol=1e-4)
+    on_cpu = make(TopKSAE, device="cpu").fit(x)
+    np.testing.assert_allclose(on_cpu.components_, expected.components_, atol=1e-3)
+    with pytest.raises(ValueError, match="Input X contains NaN"):
+        expected.transform(x.clone().fill_(torch.nan))
+
+
 @pytest.mark.parametrize("cls", VARIANTS)
 def test_the_generators_of_the_device_are_left_alone(cls, X):
     before = torch.cuda.get_rng_state()
