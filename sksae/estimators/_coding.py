@@ -39,7 +39,7 @@ class Coder:
         if self.selects:
             codes, values = self.module.encode_sparse(x, self._pre_codes(len(x)))
             if codes.kept is not None:
-                codes, values = codes.keep(codes.kept), values[codes.kept]
+                codes, values = codes.keep(codes.kept, values)
             # On the CPU whoever builds a matrix sorts them all at once.
             return (codes, values) if self.device.type == "cpu" else codes.ascending(values)
         dense = self.encode_dense(x)  # in plain torch

@@ -71,7 +71,7 @@ def _size_back(codes, values, bias, sizes):
     if codes.kept is not None:
         kept = codes.kept & positive
         return SparseCodes(codes.indptr, codes.columns, codes.n_concepts, kept), values * kept
-    return codes.keep(positive), values[positive]
+    return codes.keep(positive, values)
 
 
 class _Decode(torch.autograd.Function):

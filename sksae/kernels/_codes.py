@@ -105,10 +105,12 @@ class SparseCodes:
         codes = SparseCodes(self.indptr, self.columns[order], self.n_concepts, kept)
         return codes, values[order]
 
-    def keep(self, mask: Tensor) -> SparseCodes:
-        """Give the layout of the entries where ``mask``, shape (n_stored,), is true."""
-        n_before = indptr_of(mask)
-        return SparseCodes(n_before[self.indptr], self.columns[mask], self.n_concepts)
+    def keep(self, mask: Tensor, values: Tensor) -> tuple[SparseCodes, Tensor]:
+        """Give the entries where ``mask``, shape (n_stored,), is true, and their values."""
+        n_before, at = indptr_of(mask), mask.nonzero()[:, 0]
+        columns, values = (t.index_select(0, at) for t in (self.columns, values))
+        indptr = n_before.index_select(0, self.indptr)
+        return SparseCodes(indptr, columns, self.n_concepts), values
 
     def fired(self, values: Tensor) -> Tensor:
         """Tell for each concept whether one of its values is not 0, shape (n_concepts,)."""

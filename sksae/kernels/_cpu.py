@@ -175,8 +175,7 @@ def largest(
     if len(values) < n_kept:
         return codes, values, values.new_zeros(())
     cut = nth_largest(values, n_kept)
-    kept = values >= cut
-    return codes.keep(kept), values[kept], cut
+    return *codes.keep(values >= cut, values), cut
 
 
 def _expected(pre: Tensor | Screened, n_kept: int, expected: Tensor) -> Tensor:

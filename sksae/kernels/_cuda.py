@@ -144,6 +144,11 @@ def above(pre: Tensor | HalfScreened, cut: Tensor) -> tuple[SparseCodes, Tensor]
     return _compiled_for(pre).above(pre, cut)
 
 
+def fewer_above(pre: Tensor, cut: Tensor, most: int) -> tuple[SparseCodes, Tensor] | None:
+    """Select the entries that exceed a cut; give None if there are more than ``most``."""
+    return _compiled_for(pre).fewer_above(pre, cut, most)
+
+
 def keep_dead(pre: Tensor, k: int, leak: float) -> tuple[Tensor, Tensor]:
     """Keep the k largest pre-codes of each row, by a leaky ReLU.
 

@@ -18,8 +18,17 @@ TINY = 1e-8
 
 def above(pre: Tensor, cut: Tensor) -> tuple[SparseCodes, Tensor]:
     """Select the entries of pre-codes (n, m) that exceed a cut, one or one per column."""
+    found = fewer_above(pre, cut, pre.numel())
+    assert found is not None
+    return found
+
+
+def fewer_above(pre: Tensor, cut: Tensor, most: int) -> tuple[SparseCodes, Tensor] | None:
+    """Select the entries that exceed a cut; give None if there are more than ``most``."""
     mask = pre > cut
     rows, columns = mask.nonzero().unbind(dim=1)
+    if len(rows) > most:
+        return None
     codes = SparseCodes(indptr_of(mask.sum(dim=1)), columns.int(), pre.shape[1])
     return codes, pre[rows, columns]
 

@@ -132,18 +132,18 @@ class HalfScreened:
 
     def above(self, cut: Tensor) -> tuple[SparseCodes, Tensor] | None:
         """Select as `_cuda.above` does; None if a product in float32 is to do it."""
-        from ._cuda import above
+        from ._cuda import fewer_above
 
         n, m = self.shape
         cut = cut.to(self.dtype).expand(m)
         of_bias, of_rows = self._level
         level = torch.addcmul(of_bias, torch.linalg.vector_norm(self.c, dim=1).max(), of_rows)
         half, lowest = self._half(), cut - _ROUNDING * cut.abs() - level
-        if int((half > lowest).sum()) > _LARGEST_SHARE * n * m:
+        found = fewer_above(half, lowest, int(_LARGEST_SHARE * n * m))
+        if found is None:
             self.workspace.pause = _PAUSE
             return None
         self.workspace.n_screened += 1
-        codes, _ = above(half, lowest)
+        codes, _ = found
         values = self._exact(codes)
-        kept = values > cut.index_select(0, codes.columns)
-        return codes.keep(kept), values[kept]
+        return codes.keep(values > cut.index_select(0, codes.columns), values)

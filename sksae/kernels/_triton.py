@@ -509,6 +509,13 @@ def group_tops(pre: Tensor) -> Tensor | None:
 
 def above(pre: Tensor, cut: Tensor) -> tuple[SparseCodes, Tensor]:
     """Select the entries of pre-codes (n, m) that exceed a cut; see `_gathers.above`."""
+    found = fewer_above(pre, cut, pre.numel())
+    assert found is not None
+    return found
+
+
+def fewer_above(pre: Tensor, cut: Tensor, most: int) -> tuple[SparseCodes, Tensor] | None:
+    """Select the entries that exceed a cut; give None if there are more than ``most``."""
     (n, m), pre = pre.shape, pre.contiguous()
     each = cut.ndim > 0
     cut = cut.contiguous() if each else cut.to(pre.dtype)
@@ -518,6 +525,8 @@ def above(pre: Tensor, cut: Tensor) -> tuple[SparseCodes, Tensor]:
     _launch(_count_above, (n,), pre, cut, counts, m, **constants)
     indptr = indptr_of(counts)
     n_stored = int(indptr[-1])
+    if n_stored > most:
+        return None
     columns = torch.empty(n_stored, dtype=torch.int32, device=pre.device)
     values = pre.new_empty(n_stored)
     _launch(_store_above, (n,), pre, cut, indptr, columns, values, m, **constants)

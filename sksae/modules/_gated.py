@@ -57,8 +57,7 @@ class GatedModule(SAEModule, overcomplete_sae.SAE):
         """Choose the open gates with a positive magnitude."""
         codes, gates = self.select_stored(pre_codes)
         values = self.codes_of_stored(codes, gates)
-        active = values > 0
-        return codes.keep(active), values[active]
+        return codes.keep(values > 0, values)
 
     def codes_of_stored(self, codes: SparseCodes, pre_codes: Tensor) -> Tensor:
         """Give the magnitudes at open gates."""

@@ -114,6 +114,9 @@ def test_what_of_wide_rows_exceeds_a_cut(each, dtype):
         assert torch.equal(getattr(codes, name), getattr(expected, name))
         assert getattr(codes, name).dtype == torch.int32
     assert torch.equal(values, plain) and values.dtype == dtype
+    for most, there in ((len(plain), True), (len(plain) - 1, False)):
+        found = _cuda.fewer_above(pre, cut if each else cut.to(dtype), most)
+        assert (found is not None) == there
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_top_k_stores_positive_entries_only():
     codes, values = top_k(pre, 5)
     if codes.kept is not None:  # the layout is filled up
         assert codes.indptr.tolist() == [0, 5, 10, 15, 20] and not values[~codes.kept].any()
-        codes, values = codes.keep(codes.kept), values[codes.kept]
+        codes, values = codes.keep(codes.kept, values)
     assert codes.indptr.tolist() == [0, 0, 2, 2, 2]
     assert sorted(values.tolist()) == [1.0, 2.0]
 
@@ -256,8 +256,9 @@ def test_layouts_by_hand():
     starts, rows, order = codes.by_concept
     assert starts.tolist() == [0, 1, 1, 3, 3]
     assert rows.tolist() == [0, 0, 2] and order.tolist() == [1, 0, 2]
-    kept = codes.keep(values > 0)
+    kept, positive = codes.keep(values > 0, values)
     assert kept.indptr.tolist() == [0, 1, 1, 2] and kept.columns.tolist() == [2, 2]
+    assert torch.equal(positive, values[values > 0])
 
 
 # -- threads --------------------------------------------------------------------------------------
