@@ -161,7 +161,7 @@ CASES = {
         budgets=(20, 25),
         n_train=10_000_000,
         n_test=500_000,
-        names=NAMES[:4],
+        more={"MatryoshkaSAE": [PAPER_PREFIXES]},
         published=_SYNTH,
         on_device=True,
     ),

@@ -10,6 +10,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 from sklearn.base import clone
 from skorch.callbacks import Callback
 
@@ -22,7 +23,9 @@ from sksae import (
     MatchingPursuitSAE,
     MatryoshkaSAE,
     TopKSAE,
+    Transcoder,
     VanillaSAE,
+    fit_many,
 )
 from sksae.datasets import make_activations
 from sksae.intervention import spliced_loss
@@ -114,6 +117,26 @@ def test_rows_on_the_device_are_read_where_they_are(X):
     np.testing.assert_array_equal(on_cpu.components_, of_array.components_)
     with pytest.raises(ValueError, match="Input X contains NaN"):
         expected.transform(x.clone().fill_(torch.nan))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_some_of_the_rows_on_the_device_are_held_out(X, dtype):
+    x = torch.from_numpy(X).cuda().to(dtype)
+    array = x.to(torch.promote_types(dtype, torch.float32)).cpu().numpy()
+    plain = make(TopKSAE, validation_fraction=0.2).fit(array)
+    one, two = (make(TopKSAE, validation_fraction=0.2) for _ in range(2))
+    for sae in fit_many([one, two], x):
+        np.testing.assert_allclose(sae.components_, plain.components_, atol=1e-4)
+        assert sae.score(x) == pytest.approx(plain.score(array), abs=1e-4)
+
+
+def test_targets_that_are_elsewhere(X):
+    x = torch.from_numpy(X).cuda()
+    expected = make(Transcoder).fit(X, X)
+    for y in (X, x, sparse.csr_matrix(X)):
+        transcoder = make(Transcoder).fit(x, y)
+        np.testing.assert_allclose(transcoder.components_, expected.components_, atol=1e-4)
+        assert transcoder.score(x, y) == pytest.approx(expected.score(X, X), abs=1e-4)
 
 
 @pytest.mark.parametrize("cls", VARIANTS)

@@ -22,7 +22,7 @@ from .._device import resolve_device
 from .._sklearn import fit_context, output_container
 from ..activations._rows import rows_frame, rows_of, with_rows
 from ..training import RowBatches
-from ..training._data import SAMPLE_ROWS, PairedRows, SharedRows, sample_batches
+from ..training._data import SAMPLE_ROWS, PairedRows, RowSubset, SharedRows, sample_batches
 from . import _parameters as parameters
 from ._coding import Coder, CSRBuilder, decode_rows, explained_share
 from ._input import check_codes, check_input, check_tensor, precision_of, split_rows
@@ -413,20 +413,13 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
         y = self._check_target(X, y, rows, reset=not continued)
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
         # The seed of the first fit, so that a row held out once stays held out.
-        split = rows, self.net_.seed if continued else seed, epochs
-        X, X_valid = self._split(X, *split)
-        y, y_valid = (None, None) if y is None else self._split(y, *split)
+        parts = self._split(X, rows, self.net_.seed if continued else seed, epochs)
         dtype = self.net_.dtype if continued else precision_of(X)
-        data = _batches(X, y, device, dtype, shared if X_valid is None else None)
-        valid = None if X_valid is None else _batches(X_valid, y_valid, device, dtype, None)
-        del (
-            X,
-            y,
-            X_valid,
-            y_valid,
-            rows,
-            split,
-        )  # what is converted anew need not stay while training
+        if parts is None:
+            data, valid = _batches(X, y, device, dtype, shared), None
+        else:
+            data, valid = (_batches(X, y, device, dtype, None, part) for part in parts)
+        del X, y, rows, parts  # what is converted anew need not stay while training
         saved = save_state(self.net_) if continued else None
         try:
             with seeded(seed, device):
@@ -443,14 +436,14 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
             raise
 
     def _split(self, X, rows, seed, epochs):
+        """Give the numbers of the rows to train on and of those held out, if there are any."""
         fraction = self.validation_fraction
         if fraction is None and self.early_stopping is not None and epochs is not None:
             fraction = _STOPPING_FRACTION
         if fraction is None:
-            return X, None
+            return None
         groups = None if rows is None else rows.groups
-        train, valid = split_rows(X.shape[0], groups, fraction, seed, type(self).__name__)
-        return X[train], X[valid]
+        return split_rows(X.shape[0], groups, fraction, seed, type(self).__name__)
 
     def _train(self, data, is_chunk):
         interrupt = None
@@ -751,12 +744,16 @@ def exhaust(steps):
         pass
 
 
-def _batches(X, y, device, dtype, shared):
-    inputs = _rows("X", X, device, dtype, shared)
-    return inputs if y is None else PairedRows(inputs, _rows("y", y, device, dtype, shared))
+def _batches(X, y, device, dtype, shared, part=None):
+    inputs = _rows("X", X, device, dtype, shared, part)
+    return inputs if y is None else PairedRows(inputs, _rows("y", y, device, dtype, shared, part))
 
 
-def _rows(name, X, device, dtype, shared):
+def _rows(name, X, device, dtype, shared, part):
+    if part is not None:
+        if isinstance(X, torch.Tensor):  # a copy might not fit on the device
+            return RowSubset(RowBatches(X, device, dtype), part)
+        return RowBatches(X[part], device, dtype)
     if shared is None:
         return RowBatches(X, device, dtype)
     if (name, device, dtype) not in shared:

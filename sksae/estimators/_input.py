@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_array, validate_data
 from ..training._data import as_tensor
 
 _DTYPES = [np.float64, np.float32]
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def to_array(X, owner: str, name: str = "X", width: str = "n_features"):
@@ -43,7 +44,7 @@ def to_array(X, owner: str, name: str = "X", width: str = "n_features"):
 def stays_on_device(X) -> bool:
     """Tell whether rows are read from the CUDA device that they are on."""
     is_dense = isinstance(X, torch.Tensor) and X.layout is torch.strided and X.ndim == 2
-    return is_dense and X.is_floating_point() and X.device.type == "cuda"
+    return is_dense and X.device.type == "cuda" and X.dtype in _FLOATS
 
 
 def precision_of(X) -> torch.dtype:
@@ -54,7 +55,8 @@ def precision_of(X) -> torch.dtype:
 def check_input(estimator, X, *, reset: bool, min_samples: int = 1, on_device: bool = False):
     """Validate X as scikit-learn does; give a float32 or float64 ndarray or CSR matrix.
 
-    With ``on_device`` rows that are on a CUDA device are given as a tensor that is there.
+    With ``on_device`` rows that are on a CUDA device are given as a tensor that is there, in
+    half precision too.
     """
     owner = type(estimator).__name__
     rows = X.detach() if on_device and stays_on_device(X) else None
@@ -67,8 +69,7 @@ def check_input(estimator, X, *, reset: bool, min_samples: int = 1, on_device: b
         ensure_min_samples=min_samples,
         ensure_all_finite=False,
     )
-    if rows is not None:  # of inference mode, which could not be trained on
-        checked = rows.clone() if rows.is_inference() else rows
+    checked = checked if rows is None else rows
     _check_finite(checked, owner)
     return checked
 

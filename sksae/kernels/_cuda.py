@@ -101,20 +101,20 @@ def largest_of_rows(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def choose_exactly(
     tried: tuple[Tensor, Tensor],
-    linear: tuple[Tensor, Tensor, Tensor],
+    product: tuple[Tensor, Tensor, Tensor],
     level: tuple[Tensor, Tensor],
     share: float,
     k: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute some pre-codes of each row in full precision and keep the k largest.
+    """Compute some pre-codes of each row in float32 and keep the k largest.
 
     Parameters
     ----------
     tried : tuple of Tensor of shape (n, n_tried)
         Their columns, int32, and what rounding made of them: no other of the row exceeds the least
         of these.
-    linear : tuple of Tensor of shape (n, d), (m, d) and (m,)
-        Input, weights and biases of the product.
+    product : tuple of Tensor of shape (n, d), (m, d) and (m,)
+        Its input, weights and biases.
     level : tuple of Tensor of shape ()
         How far pre-codes may be off by rounding, of which the second is multiplied by the norm of
         the input.
@@ -133,7 +133,7 @@ def choose_exactly(
     kernels = compiled()
     if kernels is None or tried[0].shape[1] > kernels.WIDEST:
         kernels = _gathers
-    return kernels.choose_exactly(tried, linear, level, share, k)
+    return kernels.choose_exactly(tried, product, level, share, k)
 
 
 def above(pre: Tensor | HalfScreened, cut: Tensor) -> tuple[SparseCodes, Tensor]:

@@ -26,9 +26,9 @@ def above(pre: Tensor, cut: Tensor) -> tuple[SparseCodes, Tensor]:
 def fewer_above(pre: Tensor, cut: Tensor, most: int) -> tuple[SparseCodes, Tensor] | None:
     """Select the entries that exceed a cut; give None if there are more than ``most``."""
     mask = pre > cut
-    rows, columns = mask.nonzero().unbind(dim=1)
-    if len(rows) > most:
+    if torch.count_nonzero(mask) > most:
         return None
+    rows, columns = mask.nonzero().unbind(dim=1)
     codes = SparseCodes(indptr_of(mask.sum(dim=1)), columns.int(), pre.shape[1])
     return codes, pre[rows, columns]
 
@@ -68,20 +68,24 @@ def products(codes: SparseCodes, rows: Tensor, dictionary: Tensor) -> Tensor:
 
 def choose_exactly(
     tried: tuple[Tensor, Tensor],
-    linear: tuple[Tensor, Tensor, Tensor],
+    product: tuple[Tensor, Tensor, Tensor],
     level: tuple[Tensor, Tensor],
     share: float,
     k: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute some pre-codes of each row in full precision; see `_cuda.choose_exactly`."""
-    (columns, rounded), (rows, weight, bias) = tried, linear
-    starts = torch.arange(0, columns.numel() + 1, columns.shape[1], device=rows.device)
-    codes = SparseCodes(starts, columns.flatten(), len(weight), per_row=columns.shape[1])
+    (columns, rounded), (rows, weight, bias) = tried, product
+    n_tried, columns_of_all = columns.shape[1], columns.flatten()
+    indptr = torch.arange(
+        0, len(columns_of_all) + 1, n_tried, dtype=torch.int32, device=rows.device
+    )
+    codes = SparseCodes(indptr, columns_of_all, len(weight), per_row=n_tried)
     exact = products(codes, rows, weight) + bias.index_select(0, codes.columns)
     values, at = exact.view_as(columns).topk(k, dim=1)
     norms, least = torch.linalg.vector_norm(rows, dim=1), rounded.amin(dim=1).to(rows.dtype)
     highest = least * (1 + share) + torch.addcmul(level[0], norms, level[1])
-    return columns.gather(1, at), values.relu(), values[:, -1] - highest
+    values = values.relu()
+    return columns.gather(1, at), values, values[:, -1] - highest
 
 
 def reconstruct(

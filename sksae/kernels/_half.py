@@ -112,8 +112,8 @@ class HalfScreened:
         n_tried = max(_TRIED * k, _FEWEST_TRIED)
         if n_tried > _LARGEST_SHARE * m:
             return None
-        tried, linear = largest_of_rows(self._half(), n_tried), (self.c, self.weight, self.bias)
-        columns, values, surplus = choose_exactly(tried, linear, self._level, _ROUNDING, k)
+        tried, product = largest_of_rows(self._half(), n_tried), (self.c, self.weight, self.bias)
+        columns, values, surplus = choose_exactly(tried, product, self._level, _ROUNDING, k)
         n_again = math.ceil(_AGAIN * n)
         again = surplus.topk(n_again, largest=False, sorted=False).indices
         n_missed = (n - n_again - torch.count_nonzero(surplus >= 0)).clamp_(min=0)

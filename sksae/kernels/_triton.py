@@ -268,7 +268,7 @@ def _choose(
     rows, exact, bias, tried, rounded, of_bias, of_rows, columns, values, surplus, n_tried, k, d,
     SHARE: tl.constexpr, LOWEST: tl.constexpr, TRIED: tl.constexpr, FEATURES: tl.constexpr,
 ):  # fmt: skip
-    """Keep the k largest of the products of a row, with biases."""
+    """Keep the k largest of the products of a row, with biases; tell how sure they are."""
     i = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, TRIED)
     inside = c < n_tried
@@ -285,7 +285,8 @@ def _choose(
     least = tl.load(rounded + i * n_tried + c, mask=inside, other=infinite).to(x.dtype)
     level = tl.load(of_bias) + tl.load(of_rows) * tl.sqrt(tl.sum(squares, axis=0))
     highest = tl.min(least, axis=0) * (1 + SHARE) + level
-    tl.store(surplus + i, tl.min(tl.where(chosen, x, infinite), axis=0) - highest)
+    smallest = tl.min(tl.where(chosen, tl.maximum(x, 0.0), infinite), axis=0)
+    tl.store(surplus + i, smallest - highest)
 
 
 @triton.jit
@@ -466,13 +467,13 @@ def top_k(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def choose_exactly(
     tried: tuple[Tensor, Tensor],
-    linear: tuple[Tensor, Tensor, Tensor],
+    product: tuple[Tensor, Tensor, Tensor],
     level: tuple[Tensor, Tensor],
     share: float,
     k: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute some pre-codes of each row in float32; see `_cuda.choose_exactly`."""
-    (n, n_tried), (rows, weight, bias) = tried[0].shape, (t.contiguous() for t in linear)
+    (n, n_tried), (rows, weight, bias) = tried[0].shape, (t.contiguous() for t in product)
     indptr = torch.arange(0, n * n_tried + 1, n_tried, dtype=torch.int32, device=rows.device)
     exact = products(SparseCodes(indptr, tried[0].flatten(), len(weight)), rows, weight)
     columns, values = tried[0].new_empty(n, k), rows.new_empty(n, k)

@@ -47,8 +47,8 @@ class RowBatches:
     X : ndarray, Tensor or CSR matrix of shape (n_rows, n_features)
         Dense rows stay where they are, or move to a CUDA device whole where they take
         less than half of its free memory; CSR rows become dense batch by batch. What stays
-        goes to a CUDA device through pinned memory, see `copied_ahead`. Rows on another device
-        move in any case.
+        goes to a CUDA device through pinned memory, see `copied_ahead`. Rows that are on the
+        device stay there.
     device : torch.device
     dtype : torch.dtype
     """
@@ -57,10 +57,7 @@ class RowBatches:
         self.device, self.dtype = device, dtype
         self.rows = X if sparse.issparse(X) or isinstance(X, Tensor) else as_tensor(X)
         if isinstance(self.rows, Tensor):
-            if self.rows.device.type != "cpu":
-                self.rows = self.rows.to(device)
-            elif _fits_device(self.rows, device):
-                self.rows = copied(self.rows, device)
+            self.rows = _brought(self.rows, device)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -78,7 +75,7 @@ class RowBatches:
             else:
                 batch = self.rows[index]
         else:
-            key = index.numpy() if isinstance(index, Tensor) else index
+            key = index.cpu().numpy() if isinstance(index, Tensor) else index
             batch = torch.from_numpy(self.rows[key].toarray())
         if self.copies:
             batch = batch.pin_memory()
@@ -117,10 +114,13 @@ class RowBatches:
         n_columns : int
             Width of what is made of a block, if that is more than its own.
         """
+        return map(self.take, self.slices(n_columns))
+
+    def slices(self, n_columns: int = 0) -> list[slice]:
+        """Give the rows of each of the `blocks`."""
         width = max(self.shape[1], n_columns) * self.dtype.itemsize
         size = max(1, _block_bytes(self.device) // width)
-        for start in range(0, len(self), size):
-            yield self.take(slice(start, start + size))
+        return [slice(start, start + size) for start in range(0, len(self), size)]
 
 
 def _block_bytes(device: torch.device) -> int:
@@ -153,6 +153,34 @@ class SharedRows(RowBatches):
         if self.last is None or not torch.equal(index, self.last[0]):
             self.last = index, super().take(index)
         return self.last[1]
+
+
+class RowSubset(RowBatches):
+    """Some of other rows.
+
+    Parameters
+    ----------
+    data : RowBatches
+    numbers : ndarray of int
+        Which of them.
+    """
+
+    def __init__(self, data: RowBatches, numbers: np.ndarray) -> None:
+        self.data, self.numbers = data, data.placed(torch.from_numpy(numbers))
+        self.device, self.dtype = data.device, data.dtype
+        self.rows = data.rows
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of rows in the subset and of features."""
+        return len(self), self.data.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def take(self, index: Tensor | slice) -> Tensor:
+        """Give the rows of an index or slice of the subset."""
+        return self.data.take(self.numbers[index])
 
 
 class PairedRows(RowBatches):
@@ -188,7 +216,8 @@ class PairedRows(RowBatches):
 
     def placed(self, order: Tensor) -> Tensor:
         """Give an order of rows where parts of it are taken without waiting for the device."""
-        return self.inputs.placed(order)
+        placed = [data.placed(order) for data in (self.inputs, self.targets)]
+        return placed[0] if placed[0].device == placed[1].device else order
 
     @property
     def statistics(self) -> InputStatistics:
@@ -228,6 +257,17 @@ def _fits_device(rows: Tensor, device: torch.device) -> bool:
         return False
     free, _ = torch.cuda.mem_get_info(device)
     return rows.nbytes < free / 2
+
+
+def _brought(rows: Tensor, device: torch.device) -> Tensor:
+    """Give rows on a device if they fit there, else on the CPU."""
+    if rows.device.type == "cpu":
+        return copied(rows, device) if _fits_device(rows, device) else rows
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        if rows.device.index != index and not _fits_device(rows, device):
+            return rows.cpu()
+    return rows.to(device)
 
 
 def copied(rows: Tensor, device: torch.device) -> Tensor:

@@ -110,6 +110,7 @@ def test_rows_on_a_device_are_read_where_they_are(make, X, dtype, params, kept):
     of_tensors = [isinstance(rows, torch.Tensor) for rows in kept]
     n_each = 2 if params else 1
     assert of_tensors == [True] * n_each + [False] * n_each + [True, False, True, False]
+    assert all(rows.data_ptr() == tensor.data_ptr() for rows in kept[:n_each])
 
 
 def test_rows_on_a_device_in_other_ways(X, kept):
@@ -121,8 +122,10 @@ def test_rows_on_a_device_in_other_ways(X, kept):
     expected = clone(sae).fit(X)
     for rows in (inferred, strided):
         assert np.array_equal(clone(sae).fit(rows).components_, expected.components_)
-    one, two = fit_many([clone(sae), clone(sae).set_params(top_k=2)], tensor)
-    assert np.array_equal(one.components_, expected.components_) and two.l0_ <= 2
+    held_out = clone(sae).set_params(top_k=2, validation_fraction=0.3)
+    one, two, three = fit_many([clone(sae), held_out, clone(sae).set_params(top_k=2)], tensor)
+    assert np.array_equal(one.components_, expected.components_) and three.l0_ <= 2
+    assert np.array_equal(two.components_, clone(held_out).fit(X).components_)
     again = clone(expected).partial_fit(tensor).partial_fit(tensor[:1])
     assert again.n_steps_ > 1
     assert dense(expected.transform(tensor[:1])).shape == (1, 16)

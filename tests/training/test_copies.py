@@ -13,6 +13,7 @@ from sksae.training._data import (
     ColumnBlock,
     PairedRows,
     RowBatches,
+    RowSubset,
     SharedRows,
     copied_ahead,
 )
@@ -143,3 +144,49 @@ def test_the_iterator_copies_ahead(log, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda t, stream: log.append("keep"))
     assert [x.tolist() for x, _ in BatchIterator(data, 2)] == plain
     assert log.count("wait") == len(plain)
+
+
+def test_some_of_the_rows_are_not_copied():
+    X, numbers = torch.arange(30.0).view(10, 3), np.array([1, 4, 5, 9])
+    rows = RowBatches(X, torch.device("cpu"), torch.float64)
+    some = RowSubset(rows, numbers)
+    assert rows.rows is X and some.rows is X and some.shape == (4, 3) and len(some) == 4
+    expected = X[numbers].double()
+    assert torch.equal(some.take(torch.tensor([3, 0])), expected[[3, 0]])
+    assert torch.equal(torch.cat(list(some.blocks())), expected)
+    (batch, _), (last, target) = BatchIterator(some, 2)
+    assert torch.equal(torch.cat([batch, last]), expected) and target is not None
+    plain = RowBatches(expected, torch.device("cpu"), torch.float64)
+    assert torch.equal(some.statistics.distances, plain.statistics.distances)
+
+
+def test_the_order_of_rows_in_two_places_stays_on_the_cpu():
+    order, there = torch.arange(5), torch.device("meta")
+    on_device = RowBatches(torch.empty(5, 3, device=there), there, torch.float32)
+    on_host = RowBatches(sparse.csr_matrix(np.eye(5)), there, torch.float32)
+    for pair in (PairedRows(on_device, on_host), PairedRows(on_host, on_device)):
+        assert pair.placed(order).device.type == "cpu"
+    assert PairedRows(on_device, on_device).placed(order).device.type == "meta"
+
+
+def test_rows_on_another_device_move_if_they_fit(monkeypatch):
+    class Rows(torch.Tensor):
+        @property
+        def device(self):
+            return torch.device("cuda:1")
+
+        def to(self, device):
+            return "moved"
+
+        def cpu(self):
+            return "on the CPU"
+
+    rows = torch.zeros(4, 2).as_subclass(Rows)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    free = {"bytes": 1000}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free["bytes"], 0))
+    assert _data._brought(rows, CUDA) == "moved"
+    free["bytes"] = 10
+    assert _data._brought(rows, CUDA) == "on the CPU"
+    assert _data._brought(rows, torch.device("cuda:1")) == "moved"  # a call that does nothing
+    assert _data._brought(rows, torch.device("cpu")) == "moved"
