@@ -13,12 +13,13 @@ the dictionary. Only the number of active concepts is given, everything else is 
 "random directions" is a dictionary that was not trained: what is not above it was not learnt.
 Planted features prove a trainer, not that a language model's features are like them.
 
-Hardware: a CPU; all sets but "synth-full", which takes a GPU, and "korznikov100" (tens of minutes)
-fit some minutes each on two cores::
+Hardware: a CPU; all sets but "synth-full" and "korznikov100" (half an hour a fit on one core, and
+"synth-full" four minutes for 500,000 rows) fit some minutes each on two cores::
 
     python benchmarks/recovery.py --sets korznikov50 synth --seeds 101 102 103
     python benchmarks/recovery.py --sets korznikov100 --n-train 2000000 --param nb_epochs=60
     python benchmarks/recovery.py --sets synth-quarter
+    python benchmarks/recovery.py --sets synth-full --n-train 500000 --param nb_epochs=80
     python benchmarks/recovery.py --sets synth-full --device cuda
     python benchmarks/recovery.py --table benchmarks/results/recovery-cpu.jsonl
 
