@@ -18,19 +18,15 @@ TINY = 1e-8
 
 def above(pre: Tensor, cut: Tensor) -> tuple[SparseCodes, Tensor]:
     """Select the entries of pre-codes (n, m) that exceed a cut, one or one per column."""
-    found = fewer_above(pre, cut, pre.numel())
-    assert found is not None
-    return found
+    mask = pre > cut
+    rows, columns = mask.nonzero().unbind(dim=1)
+    codes = SparseCodes(indptr_of(mask.sum(dim=1)), columns.int(), pre.shape[1])
+    return codes, pre[rows, columns]
 
 
 def fewer_above(pre: Tensor, cut: Tensor, most: int) -> tuple[SparseCodes, Tensor] | None:
     """Select the entries that exceed a cut; give None if there are more than ``most``."""
-    mask = pre > cut
-    if torch.count_nonzero(mask) > most:
-        return None
-    rows, columns = mask.nonzero().unbind(dim=1)
-    codes = SparseCodes(indptr_of(mask.sum(dim=1)), columns.int(), pre.shape[1])
-    return codes, pre[rows, columns]
+    return None if torch.count_nonzero(pre > cut) > most else above(pre, cut)
 
 
 def sum_rows(starts: Tensor, index: Tensor, weights: Tensor, table: Tensor) -> Tensor:
