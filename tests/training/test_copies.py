@@ -155,7 +155,7 @@ def test_some_of_the_rows_are_not_copied():
     assert torch.equal(some.take(torch.tensor([3, 0])), expected[[3, 0]])
     assert torch.equal(torch.cat(list(some.blocks())), expected)
     (batch, _), (last, target) = BatchIterator(some, 2)
-    assert torch.equal(torch.cat([batch, last]), expected) and target is not None
+    assert torch.equal(torch.cat([batch, last]), expected) and target is last
     plain = RowBatches(expected, torch.device("cpu"), torch.float64)
     assert torch.equal(some.statistics.distances, plain.statistics.distances)
 
