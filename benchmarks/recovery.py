@@ -14,7 +14,7 @@ the dictionary. Only the number of active concepts is given, everything else is 
 Planted features prove a trainer, not that a language model's features are like them.
 
 Hardware: a CPU; all sets but "synth-full" and "korznikov100" (half an hour a fit on one core, and
-"synth-full" four minutes for 500,000 rows) fit some minutes each on two cores::
+"synth-full" two minutes for 500,000 rows) fit some minutes each on two cores::
 
     python benchmarks/recovery.py --sets korznikov50 synth --seeds 101 102 103
     python benchmarks/recovery.py --sets korznikov100 --n-train 2000000 --param nb_epochs=60

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._planted import check_count, scattered
+from ._planted import check_count, places, scattered
 
 
 class Generation(NamedTuple):
@@ -51,7 +51,7 @@ class Forest:
         """Apply the rules of the trees to strengths of shape (n, n_true), in place."""
         for generation in self.generations():
             parents, children = codes[:, generation.parents], self.by_parent(codes, generation)
-            place = children.flatten().nonzero()[:, 0]
+            place = places(children != 0)
             lots = torch.rand(len(place), generator=rng, device=rng.device).add_(1)
             order = scattered(place, lots, children.shape)
             stays = order == order.amax(dim=2, keepdim=True)

@@ -12,6 +12,7 @@ from ._planted import (
     check_range,
     check_samples,
     generator,
+    places,
     scattered,
     unit_vectors,
 )
@@ -99,7 +100,7 @@ def make_korznikov(
     active = p.float().to(rng.device)
 
     def draw(n, rng):
-        place = bernoulli(n, active, rng).flatten().nonzero()[:, 0]
+        place = places(bernoulli(n, active, rng))
         noise = torch.randn(len(place), generator=rng, device=rng.device)
         strengths = noise.mul_(_LOG_STRENGTH_STD).exp_()
         return scattered(place, strengths, (n, nb_concepts))

@@ -16,6 +16,7 @@ from ._planted import (
     check_range,
     check_samples,
     generator,
+    places,
     scattered,
     unit_vectors,
 )
@@ -148,7 +149,7 @@ def make_synth_bench(
 
     def draw(n, rng):
         active = _could_fire(n, copula, rng)
-        place = active.flatten().nonzero()[:, 0]
+        place = places(active)
         noise = torch.randn(len(place), generator=rng, device=rng.device)
         mean, std = (value[place % nb_concepts] for value in strengths)
         codes = scattered(place, (mean + std * noise).clamp_(min=0), active.shape)
