@@ -91,12 +91,12 @@ def explained_share(coder: Coder, data: RowBatches, targets: RowBatches) -> floa
 def squared_errors(coder: Coder, data: RowBatches, targets: RowBatches) -> Tensor:
     """Give the sum over rows of the squared errors of each column, in float64."""
     width = max(data.shape[1], targets.shape[1], coder.module.nb_concepts)
-    errors = []
+    total = torch.zeros(targets.shape[1], dtype=torch.float64, device=data.device)
     for part in data.slices(width):
         x = data.take(part)
         y = x if targets is data else targets.take(part)
-        errors.append((y - coder.reconstruct(x)).double().square().sum(dim=0))
-    return torch.stack(errors).sum(dim=0)
+        total += (y - coder.reconstruct(x)).double().square_().sum(dim=0)
+    return total
 
 
 class CSRBuilder:

@@ -420,8 +420,13 @@ class InputStatistics:
         """Compute the statistics, in float64."""
         sample = random_rows(len(data), max(2, _SAMPLE_BYTES // (8 * data.shape[1])))
         center = geometric_median(data.take(sample).double())
-        squares = [(x.double() - center).square().sum(dim=1) for x in _cached(data)]
-        return cls(center, torch.cat(squares))
+        distances = center.new_empty(len(data))
+        start = 0
+        for x in _cached(data):  # not as a list: small results between large blocks pin memory
+            part = distances[start : start + len(x)]
+            torch.sum((x.double() - center).square_(), dim=1, out=part)
+            start += len(x)
+        return cls(center, distances)
 
 
 def random_rows(n_rows: int, most: int, seed: int = 0) -> Tensor:
@@ -478,9 +483,14 @@ def mean_and_variance(data: RowBatches) -> tuple[Tensor, float]:
 
     The variance of constant data is 0, whatever rounding makes of it.
     """
-    mean = torch.stack([x.double().sum(dim=0) for x in _cached(data)]).sum(dim=0) / len(data)
-    squares = [(x.double() - mean).square().sum() for x in _cached(data)]
-    variance = float(torch.stack(squares).sum()) / (len(data) * len(mean))
+    mean = torch.zeros(data.shape[1], dtype=torch.float64, device=data.device)
+    for x in _cached(data):
+        mean += x.double().sum(dim=0)
+    mean /= len(data)
+    squares = mean.new_zeros(())
+    for x in _cached(data):
+        squares += (x.double() - mean).square_().sum()
+    variance = float(squares) / (len(data) * len(mean))
     return mean, variance if variance > rounding(mean) else 0.0
 
 
