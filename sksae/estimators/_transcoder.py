@@ -92,8 +92,8 @@ class Transcoder(BaseSAE):
         both, width = acts.transform(texts), acts.layer_sizes_[0]
         transcoder = Transcoder(4096).fit(both[:, :width], both[:, width:])
 
-    Metrics and interventions that compare a reconstruction with X, or put it in the place
-    of X, refuse a transcoder.
+    Scorers compare ``predict(X)`` with y. What compares a reconstruction with X, or puts it
+    in the place of X, refuses a transcoder.
 
     References
     ----------

@@ -70,12 +70,14 @@ class Observed:
         What the estimator takes. The steps before the SAE transform it.
     owner : str
         What needs the SAE, for the message.
+    y : array-like or None
+        What an SAE that predicts another layer is to predict.
     """
 
-    def __init__(self, estimator, X, owner: str) -> None:
+    def __init__(self, estimator, X, owner: str, y=None) -> None:
         self._before, self.sae = split_at_model(estimator, owner)
         check_is_fitted(self.sae)
-        self._X = X
+        self._X, self._y = X, y
 
     @cached_property
     def _input(self):
@@ -103,15 +105,28 @@ class Observed:
         """Its codes, (n_samples, nb_concepts)."""
         return _plain(self._output)
 
-    @cached_property
-    def reconstruction(self):
-        """The activations that its codes stand for, (n_samples, n_features)."""
-        if not getattr(self.sae, "_reconstructs_input", True):
+    @property
+    def _predicts(self) -> bool:
+        predicts = not getattr(self.sae, "_reconstructs_input", True)
+        if predicts and self._y is None:
             owner = type(self.sae).__name__
             raise ValueError(
                 f"{owner} has no reconstruction of X to compare with: it predicts another "
-                f"layer. Use {owner}.score(X, y), or a metric of predict(X) and y."
+                "layer. Pass the activations of that layer as y, to the scorer or to "
+                f"{owner}.score(X, y), or use a metric of predict(X) and y."
             )
+        return predicts
+
+    @property
+    def target(self):
+        """What the reconstruction is compared with: what the SAE sees, or else y."""
+        return _matrix(self._y) if self._predicts else self.activations
+
+    @cached_property
+    def reconstruction(self):
+        """The activations that its codes stand for, (n_samples, n_features or n_outputs)."""
+        if self._predicts:
+            return _matrix(self.sae.predict(self._input))
         return _plain(self.sae.inverse_transform(self._output))
 
     @property
@@ -140,6 +155,12 @@ def _description(estimator, names):
         return "This pipeline holds none: put one among its steps, not inside a wrapper."
     listed = ", ".join(repr(name) for name in names)
     return f"This pipeline holds {len(names)}: {listed}. Take the slice that ends in one of them."
+
+
+def _matrix(y):
+    """Take one output, as a vector, for a column."""
+    y = _plain(y)
+    return y[:, None] if y.ndim == 1 else y
 
 
 def _plain(X):

@@ -24,8 +24,8 @@ class _Scorer:
         self._kwargs = kwargs
 
     def __call__(self, estimator, X, y=None) -> float:
-        """Score the SAE in ``estimator`` on ``X``; ``y`` is ignored."""
-        return self.of(Observed(estimator, X, repr(self)))
+        """Score the SAE in ``estimator`` on ``X``, or a `Transcoder` on ``X`` and ``y``."""
+        return self.of(Observed(estimator, X, repr(self), y))
 
     def of(self, observed: Observed) -> float:
         """Score an SAE that has been given its input."""
@@ -34,7 +34,7 @@ class _Scorer:
 
     def _arguments(self, observed):
         if self._needs == "reconstruction":
-            return observed.activations, observed.reconstruction
+            return observed.target, observed.reconstruction
         return (getattr(observed, self._needs),)
 
     def __repr__(self) -> str:
@@ -51,8 +51,8 @@ class _ScorerGroup:
         self._scorers = dict(scorers)
 
     def __call__(self, estimator, X, y=None) -> dict[str, float]:
-        """Score the SAE in ``estimator`` on ``X``; ``y`` is ignored."""
-        observed = Observed(estimator, X, repr(self))
+        """Score the SAE in ``estimator`` on ``X``, or a `Transcoder` on ``X`` and ``y``."""
+        observed = Observed(estimator, X, repr(self), y)
         return {name: scorer.of(observed) for name, scorer in self._scorers.items()}
 
     def __repr__(self) -> str:
@@ -81,15 +81,17 @@ def make_scorer(
         False changes the sign, so that higher scores are always better.
     needs : {"reconstruction", "codes", "components"}, default="reconstruction"
         What the metric is called with: ``(X, X_hat)``, the activations that the SAE sees and
-        their reconstruction; ``(codes,)``; or ``(components,)``, the dictionary.
+        their reconstruction, for a `Transcoder` ``(y, predict(X))``; ``(codes,)``; or
+        ``(components,)``, the dictionary.
     **kwargs : dict
         Further arguments of the metric.
 
     Returns
     -------
     scorer : callable
-        ``scorer(estimator, X, y=None)`` gives a float; ``y`` is ignored. It raises
-        ValueError for a pipeline with no SAE or several, and NotFittedError before fit.
+        ``scorer(estimator, X, y=None)`` gives a float; ``y`` serves a `Transcoder` alone. It
+        raises ValueError for a pipeline with no SAE or several, or for a Transcoder without
+        the y that it needs, and NotFittedError before fit.
 
     Raises
     ------

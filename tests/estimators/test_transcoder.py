@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import sparse
 from sklearn.base import clone
-from sklearn.model_selection import GridSearchCV, KFold
+from sklearn.model_selection import GridSearchCV, KFold, cross_validate
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -19,7 +19,7 @@ from sksae.activations import Rows
 from sksae.activations._rows import RowsArray, with_rows
 from sksae.datasets import make_activations
 from sksae.intervention import steering_vector
-from sksae.metrics import explained_variance, make_scorer
+from sksae.metrics import combine_scorers, explained_variance, l0, make_scorer
 
 QUICK = {"nb_epochs": 2, "batch_size": 100, "random_state": 0}
 
@@ -313,6 +313,28 @@ def test_what_compares_with_the_input_refuses(pair):
         make_scorer(explained_variance)(fitted, X)
     with raises("steering_vector needs an SAE whose reconstruction can stand for the layer that"):
         steering_vector(fitted, 0)
+
+
+@pytest.mark.parametrize("one_output", [False, True])
+def test_scorers_compare_the_prediction_with_y(pair, one_output):
+    X, y = pair
+    y = y[:, 0] if one_output else y
+    scoring = combine_scorers(["explained_variance", "neg_l0"])
+    pipe = make_pipeline(StandardScaler(), make())
+    found = cross_validate(pipe, X, y, cv=3, scoring=scoring, return_estimator=True)
+    for i, (_, test) in enumerate(KFold(3).split(X)):
+        fitted = found["estimator"][i]
+        expected = fitted.score(X[test], y[test])
+        assert found["test_explained_variance"][i] == pytest.approx(expected, abs=1e-5)
+        assert found["test_neg_l0"][i] == pytest.approx(-l0(fitted.transform(X[test])))
+    search = GridSearchCV(
+        make(), {"top_k": [1, 3]}, scoring=scoring, refit="explained_variance", cv=2
+    )
+    assert search.fit(X, y).best_params_ == {"top_k": 3}
+    fitted, scorer = make().fit(X, pair[1]), make_scorer(explained_variance)
+    for form in (sparse.csr_matrix, pd.DataFrame, torch.from_numpy):
+        value = scorer(fitted, X, form(pair[1]))
+        assert value == pytest.approx(fitted.score(X, pair[1]), abs=1e-5)
 
 
 def test_tensors_have_gradients(pair):
