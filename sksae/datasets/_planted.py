@@ -147,8 +147,8 @@ class PlantedFeatures:
         return X
 
     def _decode(self, codes: Tensor) -> Tensor:
-        place = places(codes)
-        if codes.is_cuda or len(place) > _SPARSE * codes.numel():
+        place = None if codes.is_cuda else places(codes)
+        if place is None or len(place) > _SPARSE * codes.numel():
             return torch.addmm(self._bias, codes, self._rows)
         n, n_true = codes.shape
         starts = torch.searchsorted(place, torch.arange(n) * n_true)
