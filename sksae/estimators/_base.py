@@ -105,7 +105,8 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
     dead_after : int or "auto", default="auto"
         Rows without firing after which a concept counts as dead in training. "auto" is a
         fiftieth of the rows of this fit, epochs counted, but at least five batches and at
-        most 10 million.
+        most 10 million. Long fits may find more with fewer, such as 150 times what the
+        average concept needs to fire once.
     outlier_ratio : float or None, default=5.0
         Rows farther from the center of the data than this times the median distance, such
         as a causal model's first positions, do not count for the input scale and are moved
