@@ -40,11 +40,11 @@ class BatchTopKSAE(BaseSAE):
         1.0 they never do in training, and the threshold alone is that of a batch.
         ``early_stopping`` waits for the end. "auto" has samples share codes from the first step
         on, unless too many concepts are silent for so long that the average one fires 1,000
-        times: more than 4 % after a fifth of the fit (in `partial_fit` after 400 steps), or a
-        fifth (of `MatryoshkaSAE` two fifths) at one of the looks before. Then the weights start
-        anew, and each sample keeps its own codes from there on, and in fits that go on from this
-        one with "auto". ``early_stopping`` waits until that is decided. See the Notes for when it
-        helps and when it harms.
+        times: more than 4 % after a fifth of the fit, at most 8,000 steps (in `partial_fit` 400),
+        or a fifth (of `MatryoshkaSAE` two fifths) at one of the looks before. Then the weights
+        start anew, and each sample keeps its own codes from there on, and in fits that go on from
+        this one with "auto". ``early_stopping`` waits until that is decided. See the Notes for
+        when it helps and when it harms.
     **shared
         The parameters of `BaseSAE`.
 

@@ -69,8 +69,8 @@ class JumpReLUSAE(BaseSAE):
         meanwhile, and no threshold learns; then all start from the one that keeps
         ``target_l0`` codes on average. With 1.0 they stay there, equal for all concepts.
         "auto" is 0, unless concepts fall silent, as in `BatchTopKSAE`: more than a fifth of them
-        after a fifth of the fit, or half of them before. See the Notes for when that helps and
-        when it harms.
+        after a fifth of the fit, at most 8,000 steps, or half of them before. See the Notes for
+        when that helps and when it harms.
     relative_start : float or int, default=0.0
         Over that share of the steps of the fit, counted in the same way, the norm of a sample
         comes to count: a step sees samples whose distance from the decoder bias is divided by

@@ -16,12 +16,12 @@ from ..losses import SAELoss, resolve_criterion
 from ..training import BatchIterator, RowBatches, SAENet
 from ..training._callbacks import BestEpoch, ResampleDead
 from ..training._schedule import (
-    SILENCE_WATCH,
     Length,
     WarmupDecay,
     auto_auxk_coefficient,
     auto_dead_after,
     auto_lr,
+    silence_watch,
 )
 from ._parameters import AMP_DTYPES, check_dictionary_params, check_encoder_output
 
@@ -41,6 +41,7 @@ _CHANGEABLE = (
     "verbose",
     "callbacks",
     "dead_after",
+    "revive_after",
     "sparsity_warmup",
     "k_anneal",
     "topk_start",
@@ -256,9 +257,13 @@ def _length(estimator, data: RowBatches, epochs: int | None) -> Length:
 
 def _loop(estimator, length: Length) -> dict[str, Any]:
     """Give the net's parameters but those that it is built around."""
-    rate, dead_after, start = estimator.lr, estimator.dead_after, estimator.topk_start
+    rate, start = estimator.lr, estimator.topk_start
     # Without a number of codes to keep there is nothing to begin.
     n_codes = getattr(estimator, "top_k", None) or estimator.target_l0
+    dead_after = revive_after = estimator.dead_after
+    if dead_after == "auto":
+        dead_after = auto_dead_after(length)
+        revive_after = auto_dead_after(length, (n_codes or 0) / estimator.nb_concepts)
     if rate == "auto":
         n_steps = None if estimator.scheduler_class is None else length.n_steps
         # Chunks of changing size must not change the rate of an open end.
@@ -274,11 +279,12 @@ def _loop(estimator, length: Length) -> dict[str, Any]:
         "monitoring": estimator.monitoring,
         "verbose": estimator.verbose,
         "callbacks": _callbacks(estimator, length),
-        "dead_after": auto_dead_after(length) if dead_after == "auto" else dead_after,
+        "dead_after": dead_after,
+        "revive_after": revive_after,
         "sparsity_warmup": length.steps(estimator.sparsity_warmup),
         "k_anneal": length.steps(estimator.k_anneal),
         "topk_start": 0 if start == "auto" else length.steps(start),
-        "silence_watch": max(1, length.steps(SILENCE_WATCH)) if start == "auto" and n_codes else 0,
+        "silence_watch": silence_watch(length) if start == "auto" and n_codes else 0,
         "relative_start": length.steps(estimator.relative_start),
         "sort_at": _sort_at(estimator, length),
         "l0_time": max(30, length.assumed_steps / 10),

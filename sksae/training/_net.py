@@ -68,6 +68,8 @@ class SAENet(NeuralNet):
         Shown by the progress bar.
     dead_after : int, optional
         Samples without firing after which a concept is listed as dead.
+    revive_after : int, optional
+        The same, once ``silence_watch`` is over. By default as before.
     sparsity_warmup : int
         Steps over which the penalties grow to their full weight.
     k_anneal : int
@@ -107,6 +109,7 @@ class SAENet(NeuralNet):
         scheduler=None,
         name="SAE",
         dead_after=None,
+        revive_after=None,
         sparsity_warmup=0,
         k_anneal=0,
         topk_start=0,
@@ -127,6 +130,7 @@ class SAENet(NeuralNet):
         self.scheduler = scheduler
         self.name = name
         self.dead_after = dead_after
+        self.revive_after = revive_after
         self.sparsity_warmup = sparsity_warmup
         self.k_anneal = k_anneal
         self.topk_start = topk_start
@@ -330,7 +334,8 @@ class SAENet(NeuralNet):
         """Do what follows from some steps only, or from what not all of them compute."""
         # Listing the dead reads the device, so elsewhere than on the CPU not at every step.
         if self.dead_after and (self.device == "cpu" or self.n_steps_ % _DEAD_EVERY == 0):
-            self.module_.find_dead(self.dead_after)
+            watched = self.n_steps_ < self.silence_watch or self.revive_after is None
+            self.module_.find_dead(self.dead_after if watched else self.revive_after)
         if self.criterion_.auxk_coefficient and len(self.module_.dead_concepts):
             # What Adam would do to a number whose gradient never changes; rates of other optimizers
             # have other units.

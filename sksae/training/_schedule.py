@@ -15,8 +15,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 OPEN_STEPS = 2000
-# Share of a fit in which it is looked for silent concepts, see `sksae.training._sparsity`.
-SILENCE_WATCH = 0.2
+# Share of a fit, and steps, in which it is looked for silent concepts, see
+# `sksae.training._sparsity`. Where the rate stays high for longer, some fall silent that were not.
+_SILENCE_WATCH, _MAX_SILENCE_WATCH = 0.2, 8000
 
 # Measured on token activations of a small encoder; see `auto_lr`.
 _LR, _WIDTH, _BATCH, _STEPS = 5e-3, 4096, 1024, 1500
@@ -24,6 +25,7 @@ MAX_LR = 1e-2
 _CONSTANT = 1 / 4
 _WARMUP_SHARE, _MAX_WARMUP = 0.05, 1000
 _AUXK, _MAX_AUXK, _AUXK_STEPS = 1 / 32, 1 / 8, 200
+_MAX_FIRINGS = 50
 
 
 @dataclass(frozen=True)
@@ -94,16 +96,19 @@ def auto_lr(nb_concepts: int, batch_size: int, n_steps: int | None) -> float:
     return min(MAX_LR, rate) * (_CONSTANT if n_steps is None else 1)
 
 
-def auto_dead_after(length: Length) -> int:
+def auto_dead_after(length: Length, firing_rate: float = 0.0) -> int:
     """Give the samples of silence after which a concept counts as dead.
 
-    A fiftieth of the samples of the fit, but at least five batches and at most the ten
-    million of Gao et al. (2024), arXiv:2406.04093, appendix A.2.
+    A fiftieth of the samples of the fit or those in which the average concept fires 50 times,
+    if they are fewer, but at least five batches and at most the ten million of Gao et al.
+    (2024), arXiv:2406.04093, appendix A.2.
 
     Parameters
     ----------
     length : Length
         Of the fit.
+    firing_rate : float, default=0.0
+        Share of the samples in which the average concept fires. 0 sets no limit.
 
     Returns
     -------
@@ -114,9 +119,35 @@ def auto_dead_after(length: Length) -> int:
     --------
     >>> auto_dead_after(Length(n_batches=1000, n_rows=1_024_000, epochs=10))
     204800
+    >>> auto_dead_after(Length(n_batches=1000, n_rows=1_024_000, epochs=10), 32 / 4096)
+    6400
     """
     batch = length.n_rows / length.n_batches
-    return round(min(10_000_000, batch * max(5, length.assumed_steps / 50)))
+    samples = batch * length.assumed_steps / 50
+    if firing_rate:
+        samples = min(samples, _MAX_FIRINGS / firing_rate)
+    return round(min(10_000_000, max(5 * batch, samples)))
+
+
+def silence_watch(length: Length) -> int:
+    """Give the steps in which it is looked for silent concepts, see `sksae.training._sparsity`.
+
+    Parameters
+    ----------
+    length : Length
+        Of the fit.
+
+    Returns
+    -------
+    int
+        A fifth of the steps, at least 1 and at most 8,000.
+
+    Examples
+    --------
+    >>> silence_watch(Length(n_batches=1000, n_rows=1_024_000, epochs=10))
+    2000
+    """
+    return max(1, min(_MAX_SILENCE_WATCH, length.steps(_SILENCE_WATCH)))
 
 
 def auto_auxk_coefficient(length: Length) -> float:

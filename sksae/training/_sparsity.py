@@ -7,8 +7,8 @@ are then never found. Concepts that each sample chooses for itself stay in the g
 
 from __future__ import annotations
 
-from ._data import RowBatches, sample_batches
-from ._schedule import SILENCE_WATCH, ramp
+from ._data import BatchIterator, RowBatches, sample_batches
+from ._schedule import ramp
 
 _K_START = 4
 _NEAR_TARGET = 0.1
@@ -34,7 +34,7 @@ def set_sparsity(net, data: RowBatches) -> None:
     """
     module, step = net.module_, net.n_steps_
     if net.silence_watch and step <= net.silence_watch and not module.keeps_apart:
-        _watch(net)
+        _watch(net, data)
     else:
         net.start_ = None
     own = step < net.topk_start or (module.keeps_apart and net.silence_watch > 0)
@@ -51,7 +51,7 @@ def set_sparsity(net, data: RowBatches) -> None:
     net.criterion_.warmup = share
 
 
-def _watch(net) -> None:
+def _watch(net, data: RowBatches) -> None:
     """Begin anew, each sample with its own codes, if too many concepts are silent.
 
     Those that took all codes before would be ahead of the others otherwise. More may be silent
@@ -71,7 +71,7 @@ def _watch(net) -> None:
         return
     module.keeps_apart = True
     if net.sort_at is not None:  # after the same share of the steps that are left
-        left = 1 - SILENCE_WATCH * step / net.silence_watch
+        left = 1 - step / (net.max_epochs * len(BatchIterator(data, net.batch_size)))
         net.sort_at = step + max(1, round(net.sort_at * left))
     if start is not None:  # none, where a fit goes on or another optimizer took over
         module.load_state_dict(start)

@@ -341,7 +341,7 @@ def test_going_on_without_auto_shares_codes_again(make, data, monkeypatch):
 @pytest.mark.parametrize("make", BUILDERS)
 def test_a_pickle_made_while_it_is_watched_goes_on_alike(make, data, monkeypatch):
     silent(monkeypatch, first=1)
-    monkeypatch.setattr(_nets, "SILENCE_WATCH", 0.008)  # of 2,000 steps
+    monkeypatch.setattr(_nets, "silence_watch", lambda length: 16)
     sae = make().partial_fit(data[0])
     assert sae.topk_steps_ == 0 and sae.net_.start_ is not None
     twin = pickle.loads(pickle.dumps(sae))

@@ -2,11 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from sksae import TopKSAE, VanillaSAE
+from sksae import BatchTopKSAE, TopKSAE, VanillaSAE
 from sksae.datasets import make_activations
+from sksae.modules import BatchTopKModule
 from sksae.training import WarmupDecay, auto_lr
 from sksae.training._schedule import Length, auto_auxk_coefficient, auto_dead_after, ramp
 
@@ -39,6 +41,36 @@ def test_dead_after_is_a_fiftieth_within_bounds():
     assert auto_dead_after(Length(1000, 1_024_000, 10)) == 204_800
     assert auto_dead_after(Length(10, 10_240, 1)) == 5 * 1024
     assert auto_dead_after(Length(10**6, 1_024_000_000, 10)) == 10_000_000
+
+
+def test_dead_after_is_at_most_50_firings_of_the_average_concept():
+    length = Length(1000, 1_024_000, 10)
+    assert auto_dead_after(length, 32 / 4096) == 50 * 128
+    assert auto_dead_after(length, 32 / 64) == 5 * 1024
+    assert auto_dead_after(length, 32 / 10**6) == 204_800
+
+
+@pytest.mark.parametrize(
+    ("params", "before", "after"),
+    [
+        ({}, 400, 200),  # a fiftieth of 20,000 rows; 50 * 16 / 4
+        ({"topk_start": 0}, 200, 200),
+        ({"top_k": 1}, 400, 400),
+        ({"dead_after": 300}, 300, 300),
+    ],
+)
+def test_concepts_are_revived_sooner_once_sparsity_is_chosen(X, monkeypatch, params, before, after):
+    asked = []
+    find = BatchTopKModule.find_dead
+    monkeypatch.setattr(
+        BatchTopKModule, "find_dead", lambda self, n: (asked.append(n), find(self, n))
+    )
+    rows = np.tile(X, (1000 // len(X) + 1, 1))[:1000]
+    shared = {"top_k": 4, "batch_size": 20, "nb_epochs": 20, "device": "cpu", "random_state": 0}
+    sae = BatchTopKSAE(16, **shared | params).fit(rows)
+    watched = sae.n_steps_ // 5
+    assert asked[:watched] == [before] * watched
+    assert asked[watched:] == [after] * (sae.n_steps_ - watched)
 
 
 @pytest.mark.parametrize(
