@@ -105,9 +105,9 @@ class BaseSAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, 
     dead_after : int or "auto", default="auto"
         Rows without firing after which a concept counts as dead in training. "auto" is a
         fiftieth of the rows of this fit, epochs counted, but at least five batches and at
-        most 10 million. For the auxiliary loss also at most those in which the average
-        concept should fire 50 times, from the start or, where ``topk_start="auto"``, after
-        the steps in which it looks for silent concepts.
+        most 10 million. For the auxiliary loss also at most eight batches, or the rows in
+        which the average concept should fire 50 times if these are more, from the start or,
+        where ``topk_start="auto"``, after the steps in which it looks for silent concepts.
     outlier_ratio : float or None, default=5.0
         Rows farther from the center of the data than this times the median distance, such
         as a causal model's first positions, do not count for the input scale and are moved

@@ -99,9 +99,9 @@ def auto_lr(nb_concepts: int, batch_size: int, n_steps: int | None) -> float:
 def auto_dead_after(length: Length, firing_rate: float = 0.0) -> int:
     """Give the samples of silence after which a concept counts as dead.
 
-    A fiftieth of the samples of the fit or those in which the average concept fires 50 times,
-    if they are fewer, but at least five batches and at most the ten million of Gao et al.
-    (2024), arXiv:2406.04093, appendix A.2.
+    A fiftieth of the samples of the fit, but at least five batches and at most the ten million
+    of Gao et al. (2024), arXiv:2406.04093, appendix A.2; and at most those in which the average
+    concept fires 50 times, or eight batches if these are more.
 
     Parameters
     ----------
@@ -119,13 +119,13 @@ def auto_dead_after(length: Length, firing_rate: float = 0.0) -> int:
     --------
     >>> auto_dead_after(Length(n_batches=1000, n_rows=1_024_000, epochs=10))
     204800
-    >>> auto_dead_after(Length(n_batches=1000, n_rows=1_024_000, epochs=10), 32 / 4096)
-    6400
+    >>> auto_dead_after(Length(n_batches=1000, n_rows=1_024_000, epochs=10), 16 / 4096)
+    12800
     """
     batch = length.n_rows / length.n_batches
     samples = batch * length.assumed_steps / 50
     if firing_rate:
-        samples = min(samples, _MAX_FIRINGS / firing_rate)
+        samples = min(samples, max(_MAX_FIRINGS / firing_rate, 8 * batch))
     return round(min(10_000_000, max(5 * batch, samples)))
 
 

@@ -45,8 +45,9 @@ def test_dead_after_is_a_fiftieth_within_bounds():
 
 def test_dead_after_is_at_most_50_firings_of_the_average_concept():
     length = Length(1000, 1_024_000, 10)
-    assert auto_dead_after(length, 32 / 4096) == 50 * 128
-    assert auto_dead_after(length, 32 / 64) == 5 * 1024
+    assert auto_dead_after(length, 16 / 4096) == 50 * 256
+    assert auto_dead_after(length, 32 / 64) == 8 * 1024
+    assert auto_dead_after(Length(30, 30_000, 10), 32 / 64) == 6000
     assert auto_dead_after(length, 32 / 10**6) == 204_800
 
 
