@@ -25,7 +25,9 @@ MAX_LR = 1e-2
 _CONSTANT = 1 / 4
 _WARMUP_SHARE, _MAX_WARMUP = 0.05, 1000
 _AUXK, _MAX_AUXK, _AUXK_STEPS = 1 / 32, 1 / 8, 200
-_MAX_FIRINGS = 50
+# Firings of the average concept, and batches, after which another one is revived; measured on
+# token activations and planted features.
+_MAX_FIRINGS, _FEWEST_BATCHES = 50, 8
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def auto_dead_after(length: Length, firing_rate: float = 0.0) -> int:
     batch = length.n_rows / length.n_batches
     samples = batch * length.assumed_steps / 50
     if firing_rate:
-        samples = min(samples, max(_MAX_FIRINGS / firing_rate, 8 * batch))
+        samples = min(samples, max(_MAX_FIRINGS / firing_rate, _FEWEST_BATCHES * batch))
     return round(min(10_000_000, max(5 * batch, samples)))
 
 

@@ -10,7 +10,13 @@ from sksae import BatchTopKSAE, TopKSAE, VanillaSAE
 from sksae.datasets import make_activations
 from sksae.modules import BatchTopKModule
 from sksae.training import WarmupDecay, auto_lr
-from sksae.training._schedule import Length, auto_auxk_coefficient, auto_dead_after, ramp
+from sksae.training._schedule import (
+    Length,
+    auto_auxk_coefficient,
+    auto_dead_after,
+    ramp,
+    silence_watch,
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +55,15 @@ def test_dead_after_is_at_most_50_firings_of_the_average_concept():
     assert auto_dead_after(length, 32 / 64) == 8 * 1024
     assert auto_dead_after(Length(30, 30_000, 10), 32 / 64) == 6000
     assert auto_dead_after(length, 32 / 10**6) == 204_800
+
+
+@pytest.mark.parametrize(
+    ("length", "steps"),
+    [(Length(10, 100, 12), 24), (Length(1, 100, 1), 1), (Length(10**5, 10**8, 1), 8000)],
+)
+def test_silence_is_watched_for_a_fifth_of_the_steps_within_bounds(length, steps):
+    assert silence_watch(length) == steps
+    assert silence_watch(Length(length.n_batches, length.n_rows, None)) == 400
 
 
 @pytest.mark.parametrize(
